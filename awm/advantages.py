@@ -6,6 +6,8 @@ A_i = (r_i - mean_{j in g(i)} r_j) / (std + eps), as in GRPO (arXiv 2402.03300) 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -57,6 +59,26 @@ def standardized_rewards(
     over = everything if global_std else group
     std = _group_mean(spread.square(), over, valid).sqrt()
     return torch.where(valid, deviation / (std + eps), 0.0)
+
+
+def standardized_sum(parts: Mapping[str, Tensor], weights: Mapping[str, float], valid: Tensor) -> Tensor:
+    """R_i = sum_k w_k (r_ki - mean_k) / std_k: rewards of different scales, each in units of its own spread.
+
+    Args:
+        parts: reward name -> [B].
+        weights: reward name -> w_k; names of weight 0 are left out.
+        valid: [B] bool; the others count in no mean or std.
+
+    Returns:
+        [B] float64, NaN where not valid; a reward that is equal for all images contributes nothing.
+    """
+    total = torch.zeros_like(valid, dtype=torch.float64)
+    for name, weight in weights.items():
+        if weight:
+            reward = parts[name].double()
+            std, mean = torch.std_mean(reward[valid], correction=0)
+            total += weight * (reward - mean) / std if std > 0 else 0.0
+    return torch.where(valid, total, torch.nan)
 
 
 def zero_std_ratio(reward: Tensor, group: Tensor, valid: Tensor) -> float:

@@ -21,7 +21,6 @@ usage: {program} --config FILE.py:RECIPE [--config.KEY=VALUE ...]
 
 recipes:   config/awm.py lists them; for example config/awm.py:geneval_sd3_no_cfg_1node
 override:  --config.train.learning_rate=1e-4 --config.sample.num_steps=10 --config.reward_fn=geneval=1,pickscore=0.3
-continue:  --config.resume_from=auto
 keys:      {program} --help-keys prints every key with its default
 """
 

@@ -38,6 +38,7 @@ def default_config() -> ConfigDict:
     config.prompt_fn = "geneval"  # geneval | general_ocr | pickscore: how a line becomes prompt and metadata
     config.resolution = 512  # pixels a side
     config.reward_fn = ConfigDict({}, allow_dotted_keys=True)  # reward name -> weight; weight 0 only logs it
+    config.reward_standardize = False  # divide each reward by its std over the epoch before weighting it
     config.per_prompt_stat_tracking = True  # advantages relative to the prompt's own mean
     config.time_type = "discrete"  # discrete | discrete_wo_init | discrete_with_init | uniform | logit_normal
     config.time_shift = 3.0  # shift of the uniform and logit_normal training times and of the sampling grid

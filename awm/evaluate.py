@@ -35,14 +35,14 @@ def main() -> None:
         if (arguments.out / "scores.jsonl").exists():
             raise ValueError(f"{arguments.out} already holds an evaluation; choose another --out.")
         evaluate(config, arguments.lora, arguments.out)
-    except (ValueError, RewardError) as error:
+    except (ValueError, RewardError, OSError) as error:
         sys.exit(f"awm-eval: {type(error).__name__}: {error}")
 
 
 def evaluate(config: ConfigDict, lora: Path | None, out: Path) -> None:
     """Run the evaluation ``config`` describes and write its results below ``out``."""
     quiet_libraries()
-    from awm.build import build_evaluation, build_policy, build_reward_from
+    from awm.building import build_evaluation, build_policy, build_reward
     from awm.data.prompts import load_prompts
     from awm.training.distributed import Distributed
     from awm.training.evaluation import summarise, write_scores
@@ -51,14 +51,15 @@ def evaluate(config: ConfigDict, lora: Path | None, out: Path) -> None:
 
     validate(config)
     prompts = load_prompts(config.dataset, "test", config.prompt_fn)
-    reward = build_reward_from(config)
+    reward = build_reward(config)
     reward.check()
     distributed = Distributed(config.mixed_precision)
     if lora is not None:
         config.train.lora_path = str(lora)
     policy = build_policy(config, distributed.device)
     evaluation = build_evaluation(config, policy, reward, distributed, prompts, "current")
-    with progress_bar("evaluating", len(evaluation) // distributed.world_size, distributed.is_main) as done:
+    total = -(-len(evaluation) // distributed.world_size)
+    with progress_bar("evaluating", total, distributed.is_main) as done:
         scored = evaluation(done)
     if distributed.is_main:
         write_scores(out, scored)

@@ -71,7 +71,10 @@ class Policy(Protocol):
 
 
 class Sampler(Protocol):
-    """Turns noise into data along a velocity field."""
+    """Turns noise into data along a velocity field.
+
+    A class with ``starts_below_one = True`` is given a grid whose ends are edited, see ``flow.times.edit_ends``.
+    """
 
     def __call__(self, velocity: VelocityField, x_1: Tensor, randn: Randn, *, keep_states: bool = False) -> Trajectory:
         """Integrate from x_1 [B, C, H, W]; ``keep_states`` also returns states (and log_prob if defined)."""

@@ -44,6 +44,8 @@ def main() -> None:
 
 def draw(arguments: argparse.Namespace) -> None:
     """Sample what the command line asks for and write it."""
+    if arguments.num_images < 1:
+        raise ValueError(f"--num-images {arguments.num_images} leaves nothing to draw; give 1 or more.")
     if not arguments.out.parent.is_dir():
         raise ValueError(f"no folder {arguments.out.parent} to write {arguments.out.name} into; create it first.")
     if arguments.out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
@@ -54,23 +56,17 @@ def draw(arguments: argparse.Namespace) -> None:
     quiet_libraries()
     import torch
 
-    from awm.build import DTYPES
+    from awm.building import DTYPES, make_sampler
     from awm.flow.rng import SampleNoise
-    from awm.flow.times import edit_ends, shifted_grid
     from awm.models.sd3 import SD3
     from awm.training.rollout import encode_distinct
-    from awm.validation import SAMPLERS as REGISTRY
 
+    sampler = make_sampler(arguments.sampler, arguments.steps, arguments.shift, noise_level=arguments.noise_level)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = DTYPES[arguments.dtype or ("bf16" if device.startswith("cuda") else "no")]
     model = SD3.load(arguments.model, dtype=dtype, device=device)
     if arguments.lora:
         model.load_lora(arguments.lora)
-    grid = shifted_grid(arguments.steps, arguments.shift)
-    options = {} if arguments.sampler == "ddim" else {"noise_level": arguments.noise_level}
-    sampler = REGISTRY.load(arguments.sampler)(
-        grid=edit_ends(grid) if arguments.sampler == "sa_solver" else grid, **options
-    )
     text = tuple(prompt for prompt in arguments.prompt for _ in range(arguments.num_images))
     copies = list(range(arguments.num_images)) * len(arguments.prompt)
     condition, rows = encode_distinct(model, text)

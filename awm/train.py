@@ -10,7 +10,8 @@ from awm.quiet import quiet_libraries
 from awm.rewards.errors import RewardError
 
 PURPOSE = (
-    "Fine-tune a Stable Diffusion 3 model by reinforcement learning. Under torchrun or accelerate, one process per GPU."
+    "Fine-tune a Stable Diffusion 3 model by reinforcement learning. One process per GPU, by torchrun or accelerate.\n"
+    "After an interruption, the same command with --config.resume_from=auto goes on."
 )
 
 
@@ -23,7 +24,7 @@ def main() -> None:
 
     # Imported after parsing: --help and typos answer at once, torch and diffusers take seconds.
     quiet_libraries()
-    from awm.build import build_trainer
+    from awm.building import build_trainer
     from awm.report.tables import console_table
     from awm.training.checkpoint import CheckpointError
     from awm.training.distributed import Distributed
@@ -44,12 +45,14 @@ def main() -> None:
             exit_code = error.exit_code
             if distributed.is_main:
                 print(error, file=sys.stderr)
+        except RewardError as error:
+            exit_code = f"awm-train: RewardError: {error}; {trainer.outputs.saved_note}"
         finally:
             stop.restore()
             report = trainer.outputs.finish()
         if report is not None:
             print(f"\n{console_table(report.parent)}\nreport: {report}")
-    except (ValueError, RewardError, CheckpointError, NonFiniteLossError) as error:
+    except (ValueError, RewardError, CheckpointError, NonFiniteLossError, OSError) as error:
         exit_code = f"awm-train: {type(error).__name__}: {error}"
     distributed.close()
     sys.exit(exit_code)

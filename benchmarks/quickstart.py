@@ -4,7 +4,8 @@
     python benchmarks/quickstart.py --seeds 0 --full
 
 Per seed: seconds of the whole script (the environment being installed), peak resident memory of all its processes
-together, held-out accuracy before and after, the paired gain and its standard error. Linux only (reads /proc).
+together, held-out accuracy before and after, the paired gain and its standard error, once with all images taken as
+independent and once clustered by prompt (an evaluation has several images of each). Linux only (reads /proc).
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import time
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+from provenance import ROOT, provenance
 
 from awm.report.statistics import paired_gain
 from awm.training.metrics import read_metrics
 
-ROOT = Path(__file__).resolve().parents[1]
 SCORE = "geneval.strict"
 
 
@@ -35,15 +35,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/quickstart[_full].json)")
     arguments = parser.parse_args()
     out = arguments.out or ROOT / "benchmarks/results" / f"quickstart{'_full' if arguments.full else ''}.json"
-    results: dict[str, Any] = {
-        "command": f"python benchmarks/quickstart.py {' '.join(sys.argv[1:])}",
-        "commit": _git("rev-parse", "HEAD"),
-        "clean": not _git("status", "--porcelain", "--untracked-files=no"),
-        "machine": f"{platform.machine()}, {_processor()}, {len(os.sched_getaffinity(0))} cores",
-        "versions": {name: version(name) for name in ("torch", "diffusers", "transformers", "accelerate", "peft")},
-        "score": SCORE,
-        "runs": [],
-    }
+    results: dict[str, Any] = provenance("torch", "diffusers", "transformers", "accelerate", "peft")
+    results |= {"score": SCORE, "runs": []}
     for seed in arguments.seeds:
         results["runs"].append(run(seed, arguments.full))
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -72,8 +65,9 @@ def summary(folder: Path) -> dict[str, Any]:
     """Before and after of a run folder."""
     metrics = read_metrics(folder / "metrics.jsonl")
     evaluated = sorted((folder / "eval").glob("epoch_*"))
-    before, after = (_scores(evaluated[i]) for i in (0, -1))
+    (before, prompts), (after, _) = (_scores(evaluated[i]) for i in (0, -1))
     gain = paired_gain(before, after)
+    clustered = paired_gain(before, after, prompts)
     key = f"eval/{SCORE}"
     return {
         "epochs": metrics[-1]["epoch"],
@@ -84,6 +78,8 @@ def summary(folder: Path) -> dict[str, Any]:
         "gain": round(gain.gain, 4),
         "standard_error": round(gain.standard_error, 4),
         "gain_in_standard_errors": round(gain.in_standard_errors, 2),
+        "clustered_standard_error": round(clustered.standard_error, 4),
+        "gain_in_clustered_standard_errors": round(clustered.in_standard_errors, 2),
         "curve": {line["epoch"]: round(line[key], 4) for line in metrics if key in line},
         "tasks_before": _tasks(metrics[0]),
         "tasks_after": _tasks(metrics[-1]),
@@ -96,9 +92,10 @@ def _tasks(line: dict[str, Any]) -> dict[str, float]:
     return {name.removeprefix(prefix): round(v, 4) for name, v in line.items() if name.startswith(prefix)}
 
 
-def _scores(folder: Path) -> list[float | None]:
-    lines = (folder / "scores.jsonl").read_text().splitlines()
-    return [json.loads(line)["scores"].get(SCORE) for line in lines]
+def _scores(folder: Path) -> tuple[list[float | None], list[str]]:
+    """Scores and prompts of all images, in order."""
+    records = read_metrics(folder / "scores.jsonl")
+    return [record["scores"].get(SCORE) for record in records], [record["prompt"] for record in records]
 
 
 def _tree_memory(root: int) -> int:
@@ -119,17 +116,6 @@ def _tree_memory(root: int) -> int:
         total += sum(sizes.get(pid, 0) for pid in tree)
         tree = {pid for pid, parent in parents.items() if parent in tree}
     return total
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
         if line.strip():
             yield number, line.strip()
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from awm.advantages import group_advantages, standardized_rewards, zero_std_ratio
+from awm.advantages import group_advantages, standardized_rewards, standardized_sum, zero_std_ratio
 
 GROUP = torch.tensor([0, 0, 0, 7, 7, 7])
 REWARD = torch.tensor([1.0, 0, 0, 1, 1, 0])
@@ -78,3 +78,26 @@ def test_zero_std_ratio_counts_groups_with_equal_rewards() -> None:
     valid = torch.tensor([True, True, False, True, True, True])
     assert zero_std_ratio(reward, GROUP, valid) == 0.5
     assert zero_std_ratio(reward, GROUP, ALL) == 0
+
+
+def test_standardized_sum_by_hand() -> None:
+    valid = torch.tensor([True, True, True, False])
+    parts = {
+        "a": torch.tensor([0.0, 2.0, 4.0, 100.0]),  # mean 2, std sqrt(8/3)
+        "b": torch.tensor([30.0, 30.0, 0.0, float("nan")]),  # mean 20, std sqrt(200)
+        "constant": torch.tensor([5.0, 5.0, 5.0, 5.0]),
+        "watched": torch.full((4,), float("nan")),
+    }
+    total = standardized_sum(parts, {"a": 1.0, "b": -0.5, "constant": 3.0, "watched": 0.0}, valid)
+    expected = torch.tensor([-1.2247449 - 0.3535534, -0.3535534, 1.2247449 + 0.7071068], dtype=torch.float64)
+    torch.testing.assert_close(total[:3], expected, rtol=0, atol=1e-6)
+    assert total[3].isnan()
+
+
+def test_standardized_rewards_do_not_depend_on_their_units() -> None:
+    a, b, valid = torch.rand(24), torch.rand(24), torch.ones(24, dtype=torch.bool)
+    weights = {"a": 1.0, "b": 0.3}
+    there = standardized_sum({"a": a, "b": b}, weights, valid)
+    torch.testing.assert_close(
+        standardized_sum({"a": 26 * a + 3, "b": b / 100}, weights, valid), there, rtol=0, atol=1e-4
+    )

@@ -9,13 +9,12 @@ from ml_collections import ConfigDict
 
 from awm import evaluate
 from awm.configuration import config_to_dict
-from tests.training.conftest import make_config, model_folder, prompt_folder  # noqa: F401
 from tests.training.test_trainer import run
 
 Make = Callable[..., ConfigDict]
 
 
-def test_a_checkpoint_scores_what_the_run_said_it_did(make_config: Make, tmp_path: Path):  # noqa: F811
+def test_a_checkpoint_scores_what_the_run_said_it_did(make_config: Make, tmp_path: Path):
     config = make_config(num_epochs=2)
     trainer = run(config)
     folder = trainer.outputs.run
@@ -26,13 +25,13 @@ def test_a_checkpoint_scores_what_the_run_said_it_did(make_config: Make, tmp_pat
     assert json.loads((tmp_path / "out/summary.json").read_text())["eval/jpeg_compressibility"] < 0
 
 
-def test_the_base_model_needs_no_lora(make_config: Make, tmp_path: Path):  # noqa: F811
+def test_the_base_model_needs_no_lora(make_config: Make, tmp_path: Path):
     evaluate.evaluate(make_config(evaluation__max_prompts=2), None, tmp_path / "out")
     assert len((tmp_path / "out/scores.jsonl").read_text().splitlines()) == 2
 
 
 def test_out_is_asked_for_and_never_overwritten(
-    make_config: Make,  # noqa: F811
+    make_config: Make,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):

@@ -26,7 +26,9 @@ RULES: dict[str, set[str]] = {
 ONLY_IN = {
     "accelerate": {"awm/training/distributed.py"},
     "ml_collections": {
-        "awm/build.py",
+        "awm/building/objects.py",
+        "awm/building/outputs.py",
+        "awm/building/trainer.py",
         "awm/command_line.py",
         "awm/configuration.py",
         "awm/evaluate.py",

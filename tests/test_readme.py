@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from awm.configuration import default_config, flatten
-from config.awm import RECIPES
+from config.awm import RECIPES, get_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -20,15 +20,20 @@ def test_recipes_and_overrides_exist():
         assert key in keys or key.startswith("reward_fn") or key == "section.key", key
 
 
-def test_every_key_of_the_parameter_table_exists_with_that_default():
-    keys = flatten(default_config().to_dict())
-    names = {key.rpartition(".")[2] for key in keys} | set(keys)
+def test_the_parameter_table_has_the_values_of_the_recipe_it_names():
+    values = flatten(get_config("geneval_sd3_no_cfg_1node").to_dict()) | {"reward_fn": "geneval=1", "trackers": "none"}
     table = README.split("## Parameters")[1].split("## What a run leaves")[0]
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     assert len(rows) > 15
     for row in rows:
-        for key in re.findall(r"`([\w.]+)`", row.split("|")[1]):
-            assert key in names, key
+        section = ""
+        names, shown = re.findall(r"`([\w.]+)`", row.split("|")[1]), row.split("|")[2].split(",")
+        for name, value in zip(names, shown, strict=True):
+            # A name without a section belongs to that of the name before it.
+            section = name.rpartition(".")[0] or section
+            key = name if "." in name or not section else f"{section}.{name}"
+            given = value.strip().strip('"')
+            assert given == str(values[key]) or float(given) == values[key], key
 
 
 def test_files_and_scripts_exist():

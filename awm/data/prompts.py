@@ -86,8 +86,12 @@ def load_prompts(folder: str | Path, split: str, prompt_fn: str) -> PromptSet:
 def read_prompts(path: Path, prompt_fn: str) -> PromptSet:
     """Read one prompt file; see :func:`load_prompts`."""
     convert: PromptFn = PROMPT_FNS.load(prompt_fn)
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() also ends a prompt at U+2028 and others
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); save it as UTF-8.") from error
     text, metadata = [], []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:

@@ -84,8 +84,8 @@ def _tables(run: RunFolder) -> str:
     return (
         "<h2>Held-out prompts, before and after</h2>"
         f'<p class="note">Epoch {run.before.epoch} against epoch {run.after.epoch}, average weights. Every image is '
-        "compared with the one made from the same prompt and the same noise. ± is the standard error of the change: "
-        "standard deviation of the images' differences over √n, images taken as independent, prompts as given. "
+        "compared with the one made from the same prompt and the same noise. ± is the standard error of the change, "
+        "clustered by prompt: the images of one prompt gain or lose alike, so prompts count rather than images. "
         "Coloured where the change is at least two standard errors; of several scores, some pass that by chance."
         f"</p>{tasks}{everything}"
     )

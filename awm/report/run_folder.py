@@ -108,8 +108,11 @@ class RunFolder:
 
     def gain(self, name: str, tag: str | None = None) -> PairedGain:
         """Change of score ``name`` over the held-out pairs, of one task if ``tag`` is given."""
-        scores = [pair.scores(name) for pair in self.pairs if tag is None or pair.before.tag == tag]
-        return paired_gain([before for before, _ in scores], [after for _, after in scores])
+        pairs = [pair for pair in self.pairs if tag is None or pair.before.tag == tag]
+        scores = [pair.scores(name) for pair in pairs]
+        return paired_gain(
+            [before for before, _ in scores], [after for _, after in scores], [pair.before.prompt for pair in pairs]
+        )
 
 
 def load_run(path: Path) -> RunFolder:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 
@@ -16,7 +17,7 @@ class PairedGain:
         before: mean of the first; NaN if n is 0.
         after: mean of the second; NaN if n is 0.
         gain: after - before.
-        standard_error: of ``gain``; NaN for fewer than two images.
+        standard_error: of ``gain``; NaN for fewer than two clusters.
         wins: images whose score rose.
         losses: images whose score fell.
     """
@@ -31,7 +32,7 @@ class PairedGain:
 
     @property
     def in_standard_errors(self) -> float:
-        """Quotient gain / standard_error; infinite if all images changed alike, NaN if none did or n < 2."""
+        """Quotient gain / standard_error; infinite if all images changed alike, NaN if none did or it is unknown."""
         if self.standard_error == 0 and self.gain != 0:
             return math.copysign(math.inf, self.gain)
         return self.gain / self.standard_error if self.standard_error > 0 else math.nan
@@ -42,27 +43,35 @@ class PairedGain:
         return abs(self.in_standard_errors) >= 2
 
 
-def paired_gain(before: Sequence[float | None], after: Sequence[float | None]) -> PairedGain:
-    """Mean of the differences d_i = after_i - before_i and its standard error sd(d) / sqrt(n).
+def paired_gain(
+    before: Sequence[float | None], after: Sequence[float | None], cluster: Sequence[Hashable] | None = None
+) -> PairedGain:
+    """Mean of the n differences d_i = after_i - before_i and its standard error, clustered.
 
-    Pairing removes the spread between prompts, which is most of the spread of the scores. Differences are
-    treated as independent and sd has n - 1 in its denominator.
+    Pairing removes the spread between prompts, which is most of the spread of the scores. What is left is alike
+    within a prompt, since a model gains on prompts rather than on images. So the G clusters count, not the images:
+
+        SE^2 = G / (G - 1) sum_g (sum_{i in g} (d_i - mean d))^2 / n^2
+
+    With one image in each cluster this is sd(d) / sqrt(n). See Cameron and Miller, A Practitioner's Guide to
+    Cluster-Robust Inference, Journal of Human Resources 50, 317-372 (2015).
 
     Args:
         before: score of image i; None if there is none.
         after: score of image i, made from the same prompt and noise; None if there is none.
+        cluster: the prompt of image i; None takes all images as independent.
     """
-    pairs = [(b, a) for b, a in zip(before, after, strict=True) if b is not None and a is not None]
+    owners = range(len(before)) if cluster is None else cluster
+    rows = [(b, a, c) for b, a, c in zip(before, after, owners, strict=True) if b is not None and a is not None]
+    pairs = [(b, a) for b, a, _ in rows]
     differences = [a - b for b, a in pairs]
-    n = len(pairs)
     gain = _mean(differences)
-    variance = math.fsum((d - gain) ** 2 for d in differences) / (n - 1) if n > 1 else math.nan
     return PairedGain(
-        n=n,
+        n=len(pairs),
         before=_mean([b for b, _ in pairs]),
         after=_mean([a for _, a in pairs]),
         gain=gain,
-        standard_error=math.sqrt(variance / n) if n > 1 else math.nan,
+        standard_error=_standard_error([d - gain for d in differences], [c for _, _, c in rows]),
         wins=sum(d > 0 for d in differences),
         losses=sum(d < 0 for d in differences),
     )
@@ -82,6 +91,18 @@ def mean_of_tasks(tasks: Sequence[PairedGain]) -> PairedGain:
         wins=sum(task.wins for task in tasks),
         losses=sum(task.losses for task in tasks),
     )
+
+
+def _standard_error(deviations: Sequence[float], cluster: Sequence[Hashable]) -> float:
+    """Of a mean, from the deviations from it; NaN for fewer than two clusters."""
+    members: dict[Hashable, list[float]] = defaultdict(list)
+    for deviation, owner in zip(deviations, cluster, strict=True):
+        members[owner].append(deviation)
+    count = len(members)
+    if count < 2:
+        return math.nan
+    squares = math.fsum(math.fsum(values) ** 2 for values in members.values())
+    return math.sqrt(count / (count - 1) * squares) / len(deviations)
 
 
 def _mean(values: Sequence[float]) -> float:

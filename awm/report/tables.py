@@ -91,7 +91,7 @@ def console_table(path: Path) -> str:
             rule,
             *body,
             f"{score_label(names[0])}: {count(overall.wins, 'image')} rose, {overall.losses:,} fell, "
-            f"{overall.n - overall.wins - overall.losses:,} stayed the same. SE: standard error of the paired gain.",
+            f"{overall.n - overall.wins - overall.losses:,} stayed the same. SE: standard error of the gain by prompt.",
         ]
     )
 

@@ -1,7 +1,8 @@
 """HTTP to one or several equal reward servers: who is asked, what is tried again, and how long.
 
 * Not reachable, or still loading its scorers (a restart): waited for, up to ``server_wait_s``.
-* Overload (429, 502-504): tried again ``max_retries`` times, no sooner than Retry-After, with jittered back-off.
+* Overload (429, 502-504), and a 5xx that is not in the server's own words but those of a proxy before it: tried
+  again ``max_retries`` times, no sooner than Retry-After, with jittered back-off.
 * Any other error status: the request or the server is wrong; trying again would only hide it.
 """
 
@@ -43,22 +44,23 @@ class Patience:
     Attributes:
         give_up: value of time.monotonic() after which nothing is tried again.
         retries: further attempts at an overloaded server.
+        stop: once set, nothing is waited for any more.
         pauses: how many there have been.
     """
 
     give_up: float
     retries: int
+    stop: threading.Event = field(default_factory=threading.Event)
     pauses: int = field(default=0)
 
     def pause(self, at_least_s: float = 0.0) -> bool:
-        """Sleep, longer each time and never in step with other clients; False if there is no time left."""
+        """Wait, longer each time and never in step with other clients; False if there is no time left, or no wish."""
         longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self.pauses)
         seconds = at_least_s + random.uniform(0.5, 1.0) * longest
         if time.monotonic() + seconds > self.give_up:
             return False
         self.pauses += 1
-        time.sleep(seconds)
-        return True
+        return not self.stop.wait(seconds)
 
 
 class Connection:
@@ -147,9 +149,12 @@ class Connection:
 
     def _after_refusal(self, url: str, reply: httpx.Response, patience: Patience) -> None:
         """Return when it makes sense to try again, else raise."""
-        if reply.status_code not in OVERLOAD:
+        code = _error_of(reply).get("code")
+        # Ray Serve, for one, answers 500 for a replica that died: the next one may do.
+        from_a_proxy = reply.status_code >= 500 and code is None
+        if reply.status_code not in OVERLOAD and not from_a_proxy:
             raise self.refused(url, reply)
-        if _error_of(reply).get("code") != "not_ready":
+        if code != "not_ready":
             patience.retries -= 1
         if patience.retries < 0 or not patience.pause(_retry_after_s(reply)):
             raise self.refused(url, reply)

@@ -44,6 +44,7 @@ class RemoteReward:
         max_bytes: most bytes of images in one request, counted unencoded.
         image_format: raw, png, jpeg or webp; None takes raw for servers on this machine and png for others.
         allow_changed_scorer: go on if a server's versions change during the run.
+        stop: once set, a call no longer waits for a server that went away, but raises RewardError at once.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class RemoteReward:
         max_bytes: int = 32 << 20,
         image_format: str | None = None,
         allow_changed_scorer: bool = False,
+        stop: threading.Event | None = None,
     ) -> None:
         self.name = name
         self.scorer, self.metric = split_name(name)
@@ -71,6 +73,7 @@ class RemoteReward:
         self._max_bytes = max_bytes
         self._format = image_format or ("raw" if all(map(_is_local, urls)) else "png")
         self._allow_changed_scorer = allow_changed_scorer
+        self._stop = stop or threading.Event()
         self._fingerprint: str | None = None
         self._lock = threading.Lock()
         self._errors = ErrorLog(name)
@@ -79,11 +82,12 @@ class RemoteReward:
         """Score images [B, 3, H, W] in [0, 1]; an image the server could not score is NaN and not valid."""
         check_lengths(images, text, metadata)
         pixels = to_pixels(images)
-        patience = time.monotonic() + self._server_wait_s + self.connection.timeout_s
+        give_up = time.monotonic() + self._server_wait_s + self.connection.timeout_s
         chunks = self._chunks(pixels)
 
         def score(chunk: slice) -> list[Outcome]:
-            return self._score(pixels[chunk], text[chunk], metadata[chunk], Patience(patience, self._max_retries))
+            patience = Patience(give_up, self._max_retries, self._stop)
+            return self._score(pixels[chunk], text[chunk], metadata[chunk], patience)
 
         outcomes = [o for part in run_all(score, chunks, REQUESTS_PER_SERVER * len(self.connection.urls)) for o in part]
         self._errors.note(outcomes, text)
@@ -96,18 +100,17 @@ class RemoteReward:
             reply = self.connection.get(url, "/info")
             if reply.status_code != 200:
                 raise self.connection.refused(url, reply)
-            self._check_info(url, reply)
+            self._check_info(url, _described_rewards(self.name, url, reply))
 
     def _wait_until_ready(self, url: str) -> None:
-        patience = Patience(time.monotonic() + self._server_wait_s, self._max_retries)
+        patience = Patience(time.monotonic() + self._server_wait_s, self._max_retries, self._stop)
         while (reply := self.connection.get(url, "/readyz")).status_code == 503:
             if not patience.pause():
                 raise RewardError(self.name, url, f"is not ready after {self._server_wait_s:g} s: {reply.text}")
         if reply.status_code != 200:
             raise RewardError(self.name, url, f"answers /readyz with {reply.status_code}; is this a reward server?")
 
-    def _check_info(self, url: str, reply: httpx.Response) -> None:
-        rewards = reply.json()["rewards"]
+    def _check_info(self, url: str, rewards: Mapping[str, Any]) -> None:
         if self.scorer not in rewards:
             known = sorted(rewards)
             raise RewardError(
@@ -170,6 +173,18 @@ class RemoteReward:
             raise RewardError(self.name, url, f"a result lacks the reward {self.scorer!r}")
         self._check_fingerprint(url, response.fingerprints.get(self.scorer, ""))
         return {result.id: result.rewards[self.scorer] for result in response.results}
+
+
+def _described_rewards(name: str, url: str, reply: httpx.Response) -> Mapping[str, Any]:
+    """What a server says about its rewards: name -> metrics and fingerprint."""
+    try:
+        rewards: Mapping[str, Any] = {
+            scorer: {"metrics": list(about["metrics"]), "fingerprint": str(about["fingerprint"])}
+            for scorer, about in reply.json()["rewards"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RewardError(name, url, "answers /info, but not as a reward server does; is it one?") from error
+    return rewards
 
 
 def _may_succeed_later(outcome: Outcome) -> bool:

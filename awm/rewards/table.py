@@ -17,6 +17,8 @@ IN_PROCESS = Registry(
         "jpeg_compressibility": "awm.rewards.in_process:in_process_reward",
         "jpeg_incompressibility": "awm.rewards.in_process:in_process_reward",
         "geneval_shapes": "awm.rewards.in_process:in_process_reward",
+        "differentiable_pickscore": "awm.rewards.differentiable:differentiable_reward",
+        "differentiable_clipscore": "awm.rewards.differentiable:differentiable_reward",
     },
 )
 """Name -> function of the name that makes the reward. Any other name is asked of the reward server."""

@@ -120,6 +120,8 @@ class SASolver:
         few_step: the order-two weights of the authors' code for few steps, see ``adams_weights``.
     """
 
+    starts_below_one = True
+
     def __init__(
         self,
         *,

@@ -190,7 +190,7 @@ def _save(path: Path, model: nn.Module, average: nn.Module, optimizers: list[tor
 def _restore(path: Path, model: nn.Module, average: nn.Module, optimizers: list[torch.optim.Optimizer]) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path)
+    state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     average.load_state_dict(state["average"])
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

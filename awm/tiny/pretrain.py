@@ -52,7 +52,7 @@ def cached_latents(
         if not path.exists():
             images, words = draw_many(seed, range(start, min(start + chunk, num_scenes)), FLOW_SPREAD)
             log.save_checkpoint(path, {"latents": encode(vae, images).half(), "captions": words})
-        part = torch.load(path)
+        part = torch.load(path, weights_only=True)
         latents.append(part["latents"])
         captions += part["captions"]
     raw = torch.cat(latents).float()

@@ -25,11 +25,11 @@ def anchor_decay(num_updates: int, kl_ema_decay: float, kind: str) -> float:
     raise ValueError(f"unknown kl_ema_decay_type {kind!r}; known: constant, linear.")
 
 
-def average_decay(num_calls: int, ema_decay: float) -> float:
+def average_decay(num_epochs: int, ema_decay: float) -> float:
     """Decay of the evaluation average, d = min((1 + n) / (10 + n), ema_decay).
 
     Args:
-        num_calls: updates of the average before this one, n.
+        num_epochs: epochs before this one, n; all update the average unless train.ema_update_step_interval says less.
         ema_decay: the largest decay.
     """
-    return min((1 + num_calls) / (10 + num_calls), ema_decay)
+    return min((1 + num_epochs) / (10 + num_epochs), ema_decay)

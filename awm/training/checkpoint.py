@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("epoch_*") if path.is_dir())
 
 
-def find_checkpoint(folder: Path, report: Any) -> Path | None:
+def find_checkpoint(folder: Path, report: Callable[[str], object]) -> Path | None:
     """The newest checkpoint that is whole, or None; ``report`` is told about each damaged one."""
     for path in reversed(list_checkpoints(folder)):
         try:
@@ -161,7 +161,8 @@ def _save_message(folder: Path, final: Path, error: BaseException) -> str:
     full = any(
         f"os error {code}" in str(error) or f"Errno {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT)
     )
-    free = shutil.disk_usage(folder).free / 2**20
+    # The folder itself may be what could not be made.
+    free = shutil.disk_usage(next(path for path in folder.absolute().parents if path.is_dir())).free / 2**20
     advice = f"Free some space ({free:.0f} MB are left)" if full or free < 100 else "Fix the cause"
     return (
         f"could not save {final}: {error}. {kept} {advice} and run the same command with "

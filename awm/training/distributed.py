@@ -97,10 +97,6 @@ class Distributed:
             return value
         return broadcast_object_list([value])[0]
 
-    def barrier(self) -> None:
-        """Wait for all ranks."""
-        self._accelerator.wait_for_everyone()
-
     def close(self) -> None:
         """Leave the process group."""
         self._accelerator.end_training()

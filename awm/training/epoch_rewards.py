@@ -39,10 +39,11 @@ class EpochRewards:
     def metrics(self) -> dict[str, float]:
         """Mean, spread and health of the epoch's rewards."""
         total, valid = self.rewards.total, self.rewards.valid
+        known = total[valid] if valid.any() else total[:1] * torch.nan
         parts = {f"reward/{name}": values.nanmean().item() for name, values in self.rewards.parts.items()}
         return parts | {
-            "reward/mean": total[valid].mean().item(),
-            "reward/std": total[valid].std(correction=0).item(),
+            "reward/mean": known.mean().item(),
+            "reward/std": known.std(correction=0).item(),
             "reward/zero_std_ratio": zero_std_ratio(total, self.group, valid),
             "reward/invalid_fraction": self.invalid_fraction,
         }

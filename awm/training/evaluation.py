@@ -69,14 +69,15 @@ class Evaluation:
         per_rank = -(-len(self) // self.distributed.world_size)
         first = min(self.distributed.rank * per_rank, len(self))
         mine = range(first, min(first + per_rank, len(self)))
-        batch = self.rollout.batch_size
-        scored = self._score(mine, progress) if mine else self._nothing()
-        # Reporting progress may be a collective: every rank does it equally often.
-        for _ in range(-(-per_rank // batch) - -(-len(mine) // batch)):
-            progress(0)
+        rounds = -(-per_rank // self.rollout.batch_size)
+        scored: list[ScoredImage] = []
+        if mine:
+            scored = self._score(mine, progress, rounds)
+        else:
+            self.rollout.idle(progress, rounds)
         return self.distributed.gather_objects(scored)
 
-    def _score(self, items: range, progress: Progress) -> list[ScoredImage]:
+    def _score(self, items: range, progress: Progress, rounds: int) -> list[ScoredImage]:
         number = [self.chosen[i // self.images_per_prompt] for i in items]
         copy = [
             self.occurrence[n] * self.images_per_prompt + i % self.images_per_prompt
@@ -92,7 +93,7 @@ class Evaluation:
             return SampleNoise.for_evaluation(self.seed, prompts.text[rows], copy[rows], self.distributed.device)
 
         keep = [row for row, i in enumerate(items) if i in self.saved]
-        result = self.rollout(prompts, noise_for, progress, keep)
+        result = self.rollout(prompts, noise_for, progress, keep, rounds)
         parts = {name: values.tolist() for name, values in result.rewards.parts.items()}
         return [
             ScoredImage(
@@ -104,11 +105,6 @@ class Evaluation:
             )
             for row, i in enumerate(items)
         ]
-
-    def _nothing(self) -> list[ScoredImage]:
-        # The other ranks agree on a reward failure in a collective; a rank without images takes part in it.
-        self.distributed.any(False)
-        return []
 
 
 def summarise(scored: list[ScoredImage], prefix: str = "eval/") -> dict[str, float]:

@@ -6,9 +6,9 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO
 
 from awm.registry import nearest
 
@@ -28,7 +28,8 @@ class Tracker(Protocol):
 class MetricsWriter:
     """Writes each epoch's metrics to ``<folder>/metrics.jsonl`` and to the trackers; for the main rank only.
 
-    Opening it removes what an interrupted run left from ``resume_epoch`` on, so that no epoch is there twice.
+    No epoch is there twice: opening it removes what an interrupted run left from ``resume_epoch`` on, and writing
+    the last epoch again adds to its line.
 
     Args:
         folder: the run folder; created if missing.
@@ -52,20 +53,28 @@ class MetricsWriter:
         self._trackers = [
             _opener(name)(folder, config, run_name, resume_epoch) for name in dict.fromkeys(trackers) if name != "none"
         ]
-        _keep_epochs_before(self.path, resume_epoch)
+        kept = _keep_epochs_before(self.path, resume_epoch)
+        self._last: Metrics = kept[-1] if kept else {}
+
+    def has(self, epoch: int, prefix: str) -> bool:
+        """Whether ``epoch`` is the last one written, with a metric whose name starts with ``prefix``."""
+        return self._last.get("epoch") == epoch and any(name.startswith(prefix) for name in self._last)
 
     def write(self, metrics: Metrics) -> None:
-        """Append one epoch, on disk when this returns; NaN and infinity become null.
+        """Append one epoch, or add to the last one; on disk when this returns. NaN and infinity become null.
 
         Args:
             metrics: name -> number; must have ``epoch``.
         """
         record = {name: _finite(value) for name, value in metrics.items()}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record, allow_nan=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
         known = {name: value for name, value in record.items() if value is not None}
+        if self._last.get("epoch") == record["epoch"]:
+            record = {**self._last, **record}
+            _rewrite(self.path, [*_epochs_before(self.path, int(metrics["epoch"] or 0)), record])
+        else:
+            with self.path.open("a", encoding="utf-8") as file:
+                _write_lines(file, [record])
+        self._last = record
         for tracker in self._trackers:
             tracker.write(int(metrics["epoch"] or 0), known)
 
@@ -87,17 +96,31 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _keep_epochs_before(path: Path, epoch: int) -> None:
-    """Drop later epochs and an unfinished line: the old file or the new one survives a kill, never a mixture."""
+def _keep_epochs_before(path: Path, epoch: int) -> list[dict[str, Any]]:
+    """Drop later epochs and an unfinished line; returns the others."""
     if not path.exists():
-        return
-    kept = [record for record in read_metrics(path) if record["epoch"] < epoch]
+        return []
+    kept = _epochs_before(path, epoch)
+    _rewrite(path, kept)
+    return kept
+
+
+def _epochs_before(path: Path, epoch: int) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(path) if record["epoch"] < epoch]
+
+
+def _rewrite(path: Path, records: Iterable[Metrics]) -> None:
+    """The old file or the new one survives a kill, never a mixture."""
     temporary = path.with_name(path.name + ".tmp")
     with temporary.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(record) + "\n" for record in kept)
-        file.flush()
-        os.fsync(file.fileno())
+        _write_lines(file, records)
     os.replace(temporary, path)
+
+
+def _write_lines(file: TextIO, records: Iterable[Metrics]) -> None:
+    file.writelines(json.dumps(record, allow_nan=False) + "\n" for record in records)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _finite(value: float | int | None) -> float | int | None:

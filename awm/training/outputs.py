@@ -82,20 +82,25 @@ class RunOutputs:
             yield done
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """Score the held-out prompts after ``epoch`` completed epochs; empty if asked to stop meanwhile."""
+        """Score the held-out prompts after ``epoch`` completed epochs.
+
+        Raises:
+            StopRequestedError, RewardError: on all ranks.
+        """
         started = time.perf_counter()
         values: dict[str, float] = {}
         for number, (prefix, evaluation) in enumerate(self.evaluations.items()):
             total = -(-len(evaluation) // self.distributed.world_size)
-            try:
-                with self.progress(epoch, "evaluating", total, interruptible=True) as done:
-                    scored = evaluation(done)
-            except StopRequestedError:
-                return {}  # the epoch's own numbers are still to be written; the caller stops right after
+            with self.progress(epoch, "evaluating", total, interruptible=True) as done:
+                scored = evaluation(done)
             values |= summarise(scored, prefix)
             if number == 0 and self.distributed.is_main:
                 write_scores(self.run / "eval" / f"epoch_{epoch:06d}", scored)
         return values | {"time/eval_s": time.perf_counter() - started}
+
+    def evaluated(self, epoch: int) -> bool:
+        """Whether the held-out scores after ``epoch`` epochs, the last logged, are there; the same on all ranks."""
+        return self.distributed.any(self.metrics is not None and self.metrics.has(epoch, "eval/"))
 
     def write_grid(self, epoch: int, prompts: Prompts, rollout: RolloutResult) -> None:
         """``samples/epoch_NNNNNN.png``: some of the main rank's images with prompts and scores."""
@@ -150,15 +155,20 @@ class RunOutputs:
         if self.metrics is None:
             return None
         self.metrics.close()
-        return write_report(self.run)
+        try:
+            return write_report(self.run)
+        except OSError as error:  # after a full disk has ended the run, its own message counts
+            print(f"could not write the report ({error}); later: python -m awm.report {self.run}", file=sys.stderr)
+            return None
 
     def stopped(self) -> StopRequestedError:
         """The exception that ends an interrupted run, with how to continue."""
-        return StopRequestedError(
-            f"stopped; everything is saved in {self.run}. "
-            f"Run the same command with --config.resume_from=auto to continue.",
-            self.stop.exit_code,
-        )
+        return StopRequestedError(f"stopped; {self.saved_note}", self.stop.exit_code)
+
+    @property
+    def saved_note(self) -> str:
+        """What to tell somebody whose run has ended early, after ``save``."""
+        return f"everything is saved in {self.run}. Run the same command with --config.resume_from=auto to continue."
 
 
 def _console_line(metrics: Mapping[str, Any], num_epochs: int) -> str:

@@ -78,22 +78,30 @@ class Rollout:
         self.latent_shape = policy.model.latent_shape(resolution)
 
     def __call__(
-        self, prompts: Prompts, noise_for: Callable[[slice], SampleNoise], progress: Progress, keep: Collection[int]
+        self,
+        prompts: Prompts,
+        noise_for: Callable[[slice], SampleNoise],
+        progress: Progress,
+        keep: Collection[int],
+        rounds: int = 0,
     ) -> RolloutResult:
         """Sample and score ``prompts``.
 
         Args:
             prompts: one per image.
             noise_for: the random numbers of a slice of rows.
-            progress: told after each batch.
+            progress: told after each batch, and once more after the last score; what it raises ends the rollout.
             keep: rows whose images are returned.
+            rounds: batches of the rank that has most. ``progress`` may be a collective, so every rank calls it as
+                often, and before the ranks agree on whether scoring failed.
         """
         condition, prompt_index = encode_distinct(self.policy.model, prompts.text)
         trajectories: list[Trajectory] = []
         futures: list[Future[Rewards]] = []
         kept: dict[int, Tensor] = {}
         failure: Exception | None = None
-        with ThreadPoolExecutor(self.workers, thread_name_prefix="reward") as pool:
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reward")
+        try:
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
                 trajectory, images = self._sample(condition.take(prompt_index[rows]), noise_for(rows))
@@ -102,11 +110,16 @@ class Rollout:
                 futures.append(pool.submit(self.reward, images, prompts.text[rows], prompts.metadata[rows]))
                 kept |= {row: quantise(images[row - start]) for row in keep if start <= row < start + len(images)}
                 progress(len(images))
+            for _ in range(len(futures), rounds):
+                progress(0)
             sampled = time.perf_counter()
             try:
                 rewards = Rewards.cat([future.result() for future in futures])
             except Exception as error:
                 failure = error
+        finally:
+            pool.shutdown(cancel_futures=True)
+        progress(0)  # a request to stop while scores were waited for is no failure of the reward
         self._agree(failure)
         return RolloutResult(
             trajectory=_concatenate(trajectories),
@@ -116,6 +129,12 @@ class Rollout:
             images=kept,
             reward_wait_s=time.perf_counter() - sampled,
         )
+
+    def idle(self, progress: Progress, rounds: int) -> None:
+        """Take part in what is collective while the other ranks sample ``rounds`` batches and this one none."""
+        for _ in range(rounds + 1):
+            progress(0)
+        self._agree(None)
 
     @torch.no_grad()
     def _sample(self, condition: Condition, noise: SampleNoise) -> tuple[Trajectory, Tensor]:

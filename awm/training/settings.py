@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from awm.advantages import group_advantages
+from awm.advantages import group_advantages, standardized_sum
+from awm.types import Rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +41,29 @@ class Schedule:
 
 @dataclass(frozen=True, slots=True)
 class Advantages:
-    """How rewards become advantages; see :func:`awm.advantages.group_advantages`."""
+    """How rewards become advantages; see :func:`awm.advantages.group_advantages`.
+
+    Attributes:
+        standardized: weights of the rewards, if each is to be divided by its own spread before they are summed;
+            empty takes the sum as it is.
+    """
 
     global_std: bool
     per_prompt: bool
     adv_clip_max: float
     advantage_max: float
     max_invalid_fraction: float
+    standardized: Mapping[str, float] = field(default_factory=dict)
 
-    def __call__(self, reward: Tensor, group: Tensor, valid: Tensor) -> Tensor:
-        """[B] advantages of rewards [B] in groups [B]; zero where not valid."""
+    def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
+        """[B] advantages of all the epoch's rewards in groups [B]; zero where not valid."""
+        total = rewards.total
+        if self.standardized:
+            total = standardized_sum(rewards.parts, self.standardized, rewards.valid)
         return group_advantages(
-            reward,
+            total,
             group,
-            valid,
+            rewards.valid,
             global_std=self.global_std,
             per_prompt=self.per_prompt,
             adv_clip_max=self.adv_clip_max,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from types import FrameType
 
 from awm.training.distributed import Distributed
@@ -26,11 +27,15 @@ class StopRequest:
 
     Args:
         distributed: ranks agree before any of them acts, or the others would wait for it forever.
+
+    Attributes:
+        requested: set once this rank has received a signal; ends what this rank alone waits for.
     """
 
     def __init__(self, distributed: Distributed) -> None:
         self._distributed = distributed
         self._signal: int | None = None
+        self.requested = threading.Event()
         self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def install(self) -> None:
@@ -45,7 +50,7 @@ class StopRequest:
 
     def agreed(self) -> bool:
         """True on every rank if any rank was asked to stop. A collective."""
-        return self._distributed.any(self._signal is not None)
+        return self._distributed.any(self.requested.is_set())
 
     @property
     def exit_code(self) -> int:
@@ -55,6 +60,7 @@ class StopRequest:
     def _handle(self, number: int, _: FrameType | None) -> None:
         self.restore()  # a second signal takes effect at once
         self._signal = number
+        self.requested.set()
         if self._distributed.is_main:
             name = signal.Signals(number).name
             print(f"\n{name}: stopping at the next safe point and saving; once more stops at once.", file=sys.stderr)

@@ -12,6 +12,7 @@ from awm.data.grouping import epoch_prompt_indices, rank_prompts
 from awm.data.prompts import PromptSet
 from awm.flow.rng import SampleNoise
 from awm.interfaces import Policy
+from awm.rewards.errors import RewardError
 from awm.training.averaging import anchor_decay, average_decay
 from awm.training.distributed import Distributed
 from awm.training.epoch_rewards import EpochRewards, gather_rewards
@@ -48,12 +49,14 @@ class Trainer:
     def train(self) -> None:
         """Train until ``schedule.num_epochs`` epochs are complete."""
         try:
-            if self.epoch == 0 and self.schedule.evaluates:
-                self.outputs.write_metrics({"epoch": 0, "step": 0, **self.outputs.evaluate(0)})
+            # The base model's, or one that an interruption has left undone.
+            if self.schedule.evaluates_after(self.epoch) and not self.outputs.evaluated(self.epoch):
+                self.log({}, evaluates=True)
             while self.epoch < self.schedule.num_epochs:
                 self.train_epoch()
-        except StopRequestedError:  # only raised where the weights are those of a completed epoch
-            self.outputs.save(self.epoch, self.step)
+        except (StopRequestedError, RewardError):  # raised on all ranks, and only between the epochs' updates
+            if self.epoch > 0:
+                self.outputs.save(self.epoch, self.step)
             raise
 
     def train_epoch(self) -> None:
@@ -88,13 +91,8 @@ class Trainer:
     def epoch_prompts(self) -> Prompts:
         """This rank's share of the epoch's prompts, each repeated for its group."""
         chosen = epoch_prompt_indices(self.seed, self.epoch, len(self.prompts), self.geometry.num_prompts)
-        return rank_prompts(
-            self.prompts,
-            chosen,
-            self.geometry.images_per_prompt,
-            self.distributed.rank,
-            self.geometry.images_per_rank,
-        )
+        sizes = self.geometry
+        return rank_prompts(self.prompts, chosen, sizes.images_per_prompt, self.distributed.rank, sizes.images_per_rank)
 
     def rollout_noise(self, rows: slice) -> SampleNoise:
         """Random numbers of these samples: keyed by (seed, epoch, number of the sample in the epoch)."""
@@ -111,7 +109,7 @@ class Trainer:
         """Attach the advantages A_i = (R_i - mean of the group) / std, over all ranks."""
         rewards, group = epoch_rewards.rewards, epoch_rewards.group
         index, device = self.sample_index(), self.distributed.device
-        advantage = self.advantages(rewards.total, group, rewards.valid)
+        advantage = self.advantages(rewards, group)
         return Experience(
             x_0=rollout.trajectory.x_0,
             condition=rollout.condition,
@@ -133,9 +131,18 @@ class Trainer:
 
     def finish_epoch(self, metrics: dict[str, float]) -> None:
         """Evaluate, log and save when due."""
-        evaluation = self.outputs.evaluate(self.epoch) if self.schedule.evaluates_after(self.epoch) else {}
-        self.outputs.write_metrics({"epoch": self.epoch, "step": self.step, **metrics, **evaluation})
+        self.log(metrics, evaluates=self.schedule.evaluates_after(self.epoch))
         if self.schedule.saves_after(self.epoch):
             self.outputs.save(self.epoch, self.step)
         if self.outputs.stop_requested():
             raise self.outputs.stopped()
+
+    def log(self, metrics: dict[str, float], *, evaluates: bool) -> None:
+        """Write the epoch's metrics, with its evaluation; without it if that fails, and the next start makes it."""
+        try:
+            evaluation = self.outputs.evaluate(self.epoch) if evaluates else {}
+        except (StopRequestedError, RewardError):
+            if metrics:
+                self.outputs.write_metrics({"epoch": self.epoch, "step": self.step, **metrics})
+            raise
+        self.outputs.write_metrics({"epoch": self.epoch, "step": self.step, **metrics, **evaluation})

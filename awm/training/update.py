@@ -72,7 +72,7 @@ class Update:
                 self.seed, epoch, inner_epoch, first, len(experience), self.geometry.updates_per_pass
             ):
                 metrics = self._step(experience.take(chunk), epoch, inner_epoch, steps == 0, progress)
-                steps += int(metrics.get("skipped_steps", 0.0) == 0.0)
+                steps += int(bool(metrics) and not metrics.get("skipped_steps"))
                 for name, value in metrics.items():
                     totals[name].append(value)
         return {name: sum(values) / len(values) for name, values in totals.items()}, steps
@@ -80,7 +80,7 @@ class Update:
     def _step(
         self, samples: Experience, epoch: int, inner_epoch: int, on_policy: bool, progress: Progress
     ) -> dict[str, float]:
-        """Accumulate the gradient over micro-batches, clip, step."""
+        """Accumulate the gradient over micro-batches, clip, step; nothing if no sample has a valid reward."""
         count = self.distributed.sum(samples.valid.sum().float())
         if count == 0:
             return {}

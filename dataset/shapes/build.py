@@ -15,6 +15,7 @@ from itertools import cycle, islice
 from pathlib import Path
 
 from awm.tiny.prompts import TASKS, Record, test_records, train_records
+from dataset.files import write_lines
 
 FOLDER = Path(__file__).resolve().parent
 TRAIN_LINES: Mapping[str, int] = dict.fromkeys(TASKS, 60)
@@ -28,7 +29,7 @@ def with_lines_per_task(records: list[Record], lines: Mapping[str, int]) -> list
 
 def write(path: Path, records: list[Record]) -> None:
     """One JSON record per line, in order."""
-    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    write_lines(path, [json.dumps(record) for record in records])
     print(f"{path.name}: {len(records)} prompts, {dict(Counter(r['tag'] for r in records))}")
 
 

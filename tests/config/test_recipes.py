@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from awm.build import build_objective, build_sampler
+from awm.building import build_objective, build_sampler
 from awm.configuration import flatten
 from awm.validation import geometry, rollout_sampler, validate
 from config.awm import RECIPES, get_config

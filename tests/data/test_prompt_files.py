@@ -26,6 +26,18 @@ def test_plain_prompts_need_nothing_else(tmp_path: Path):
     assert load_prompts(tmp_path, "train", "pickscore").text == ("a cat", "a dog")
 
 
+def test_a_line_ends_at_a_newline_and_nowhere_else(tmp_path: Path):
+    text = "\ufeffa cat\u2028with a hat\r\na dog\x85\n"
+    (tmp_path / "train.txt").write_text(text, encoding="utf-8", newline="")
+    assert load_prompts(tmp_path, "train", "pickscore").text == ("a cat\u2028with a hat", "a dog")
+
+
+def test_another_encoding_is_named(tmp_path: Path):
+    (tmp_path / "train.txt").write_bytes("ein Bär".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train\.txt is not UTF-8 text"):
+        load_prompts(tmp_path, "train", "pickscore")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "prompt_fn", "message"),
     [

@@ -20,6 +20,16 @@ def test_committed_files_load_with_one_to_three_words_each():
             assert 1 <= len(record["text"].split()) <= 3
 
 
+def test_both_sides_have_single_words_phrases_and_digits():
+    for split in ("train", "test"):
+        texts = [str(record["text"]) for record in load_prompts(build.FOLDER, split, "general_ocr").metadata]
+        words = [text for text in texts if text.isalpha()]
+        digits = [text for text in texts if text.isdecimal()]
+        phrases = [text for text in texts if len(text.split()) > 1]
+        assert len(words) + len(digits) + len(phrases) == len(texts)
+        assert min(len(words), len(digits), len(phrases)) >= len(texts) / 50
+
+
 def test_no_text_is_on_both_sides():
     train, test = (set(map(build.target, load_prompts(build.FOLDER, s, "general_ocr").text)) for s in ("train", "test"))
     assert len(train) > 500 and len(test) > 100

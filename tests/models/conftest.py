@@ -1,4 +1,4 @@
-"""A tiny random checkpoint shared by the tests of this folder."""
+"""The tests' random checkpoint, loaded."""
 
 from pathlib import Path
 
@@ -6,12 +6,6 @@ import pytest
 import torch
 
 from awm.models.sd3 import SD3
-from tests.tiny_sd3 import build_tiny_sd3
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_sd3(tmp_path_factory.mktemp("checkpoints") / "tiny_sd3")
 
 
 @pytest.fixture

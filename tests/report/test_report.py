@@ -156,6 +156,15 @@ def test_the_verdict_does_not_flatter(tmp_path: Path, pairs: list[tuple[float, f
     assert words in verdict(load_run(compared(tmp_path / "run", pairs)))
 
 
+def test_standard_errors_are_by_prompt(tmp_path: Path) -> None:
+    run = compared(tmp_path / "run", [(0, 1), (0, 1), (1, 1), (1, 1)])
+    assert load_run(run).gain("geneval.strict").standard_error == pytest.approx((1 / 12) ** 0.5)
+    for file in run.glob("eval/*/scores.jsonl"):
+        text = file.read_text().replace("prompt 1", "prompt 0").replace("prompt 3", "prompt 2")
+        file.write_text(text)
+    assert load_run(run).gain("geneval.strict").standard_error == pytest.approx(0.5)
+
+
 def test_another_prompt_under_the_same_number_is_not_compared(tmp_path: Path) -> None:
     run = compared(tmp_path / "run", [(0, 1), (0, 1)], pictures=0)
     scores = run / "eval" / "epoch_000008" / "scores.jsonl"

@@ -9,7 +9,7 @@ import sys
 
 import torch
 
-from awm.build import build_trainer
+from awm.building import build_trainer
 from awm.configuration import config_from_json
 from awm.training.distributed import Distributed
 from awm.training.stopping import StopRequest

@@ -47,6 +47,19 @@ def test_resuming_writes_no_epoch_twice_and_drops_an_unfinished_line(tmp_path: P
     assert not list(tmp_path.glob("*.tmp"))
 
 
+def test_the_last_epoch_can_be_added_to_also_after_resuming(tmp_path: Path) -> None:
+    first = writer(tmp_path)
+    for epoch in range(3):
+        first.write({"epoch": epoch, "loss": 1.0})
+    second = writer(tmp_path, resume_epoch=2)
+    assert not second.has(1, "eval/")
+    second.write({"epoch": 1, "eval/a": 0.5})
+    assert second.has(1, "eval/") and not second.has(2, "loss")
+    second.write({"epoch": 2, "loss": 2.0})
+    expected = [{"epoch": 0, "loss": 1.0}, {"epoch": 1, "loss": 1.0, "eval/a": 0.5}, {"epoch": 2, "loss": 2.0}]
+    assert read_metrics(tmp_path / "metrics.jsonl") == expected
+
+
 def test_a_new_run_in_an_old_folder_starts_empty(tmp_path: Path) -> None:
     writer(tmp_path).write({"epoch": 0})
     writer(tmp_path)

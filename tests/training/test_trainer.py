@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from awm.build import build_trainer
+from awm.building import build_trainer
 from awm.rewards.errors import RewardError
+from awm.rewards.remote import RemoteReward
 from awm.training.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from awm.training.distributed import Distributed
 from awm.training.metrics import read_metrics
@@ -104,6 +108,7 @@ def test_sampling_and_training_batch_sizes_do_not_change_the_result(make_config:
         {"time_type": "logit_normal", "train__weighting": "Uniform", "train__loss_type": "sum_first"},
         {"train__ema": False, "per_prompt_stat_tracking": False, "lora_type": "all"},
         {"train__gradient_checkpointing": True},
+        {"reward_standardize": True},
     ],
     ids=lambda changes: ",".join(f"{k.split('__')[-1]}={v}" for k, v in changes.items()),
 )
@@ -147,6 +152,20 @@ def test_a_run_folder_in_use_is_not_overwritten(make_config: Make):
         build(make_config(num_epochs=1))
 
 
+def test_a_checkpoint_by_its_path_continues_its_run_or_branches_off_but_never_mixes_two(make_config: Make):
+    config = make_config(num_epochs=2, eval_freq=0)
+    checkpoints = list_checkpoints(run(config).outputs.run / "checkpoints")
+    older = make_config(num_epochs=3, eval_freq=0, resume_from=str(checkpoints[0]))
+    with pytest.raises(ValueError, match=r"epoch_000001 is not its newest checkpoint.*another --config.run_name"):
+        build(older)
+    older.run_name = "branch"
+    assert run(older).epoch == 3
+    with pytest.raises(ValueError, match="branch already holds a run"):
+        build(make_config(run_name="branch", num_epochs=3, eval_freq=0, resume_from=str(checkpoints[1])))
+    newest = make_config(num_epochs=3, eval_freq=0, resume_from=str(checkpoints[1]))
+    assert run(newest).epoch == 3
+
+
 def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_is_used(
     make_config: Make, capsys: pytest.CaptureFixture[str]
 ):
@@ -182,23 +201,60 @@ def test_a_failing_save_is_one_clear_error_and_keeps_the_earlier_checkpoint(make
     load_checkpoint(folder / "epoch_000001")
 
 
-def test_a_stop_request_saves_and_the_run_goes_on_from_there(make_config: Make):
+# Two batches and a last word in each evaluation, six and one in each epoch, and one after it.
+@pytest.mark.parametrize(("questions", "epoch"), [(1, 0), (8, 0), (11, 1), (19, 2), (28, 2)])
+def test_a_stop_request_saves_and_the_run_goes_on_from_there(make_config: Make, questions: int, epoch: int):
     config = make_config(num_epochs=3, save_freq=100)
     trainer = build(config)
-    answers = iter([False] * 9 + [True] * 100)
+    answers = iter([False] * questions + [True] * 100)
     trainer.outputs.stop.agreed = lambda: next(answers)  # type: ignore[method-assign]
     with pytest.raises(StopRequestedError, match="resume_from=auto"):
         trainer.train()
     trainer.outputs.finish()
     config.resume_from = "auto"
     resumed = build(config)
-    assert resumed.epoch == trainer.epoch == 1
+    assert resumed.epoch == trainer.epoch == epoch
     resumed.train()
     resumed.outputs.finish()
     whole = make_config(run_name="whole", num_epochs=3, save_freq=100)
     run(whole)
     lines = [timeless(read_metrics(Path(c.logdir) / c.run_name / "metrics.jsonl")) for c in (config, whole)]
     assert lines[0] == lines[1]
+
+
+def test_a_stop_request_is_heard_while_the_reward_server_is_missing(make_config: Make):
+    trainer = build(make_config(num_epochs=1, eval_freq=0))
+    stop = trainer.outputs.stop.requested
+    trainer.rollout.reward = RemoteReward(["http://127.0.0.1:9"], "geneval", stop=stop)
+    threading.Timer(0.5, stop.set).start()
+    started = time.monotonic()
+    with pytest.raises(StopRequestedError):
+        trainer.train()
+    assert time.monotonic() - started < 60  # the client would wait for the server for seven minutes
+    trainer.outputs.finish()
+
+
+def test_a_reward_that_fails_for_good_ends_the_run_with_everything_saved(make_config: Make):
+    config = make_config(num_epochs=2, save_freq=100)
+    trainer = build(config)
+    reward = trainer.rollout.reward
+    calls = itertools.count(1)
+
+    def failing(images: Any, text: Any, metadata: Any) -> Rewards:
+        if next(calls) > 6:  # the batches of the first epoch
+            raise RewardError("geneval", "http://x", "is gone")
+        return reward(images, text, metadata)
+
+    trainer.rollout.reward = failing  # type: ignore[assignment]
+    with pytest.raises(RewardError, match="is gone"):
+        trainer.train()
+    trainer.outputs.finish()
+    config.resume_from = "auto"
+    resumed = run(config)
+    whole = make_config(run_name="whole", num_epochs=2, save_freq=100)
+    run(whole)
+    lines = [timeless(read_metrics(Path(c.logdir) / c.run_name / "metrics.jsonl")) for c in (config, whole)]
+    assert resumed.step == 2 and lines[0] == lines[1]
 
 
 class Nowhere:
@@ -227,6 +283,17 @@ def test_images_without_a_score_leave_the_batch(make_config: Make):
     metrics = read_metrics(trainer.outputs.run / "metrics.jsonl")[-1]
     assert metrics["reward/invalid_fraction"] == pytest.approx(3 / 12)
     assert metrics["grad_norm"] > 0
+
+
+def test_an_update_without_any_valid_sample_is_no_step(make_config: Make):
+    trainer = build(make_config(num_epochs=1, eval_freq=0, reward_server__max_invalid_fraction=1.0))
+    before = trainer.policy.state_dict()
+    trainer.rollout.reward = Nowhere(invalid=12)
+    trainer.train()
+    trainer.outputs.finish()
+    assert trainer.step == 0
+    after = trainer.policy.state_dict()
+    assert all(torch.equal(after[s][n], w) for s, weights in before.items() for n, w in weights.items())
 
 
 def test_too_many_missing_scores_stop_the_run_before_training(make_config: Make):

@@ -1,4 +1,4 @@
-"""A run that takes seconds: a random SD3-layout model, four prompts, a reward computed in process."""
+"""A random checkpoint of SD3's layout, and a run that takes seconds: four prompts, a reward computed in process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from awm.configuration import default_config
-from tests.tiny_sd3 import RESOLUTION, build_tiny_sd3
 
 
 @pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_sd3(tmp_path_factory.mktemp("model"))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.tiny_sd3 import build_tiny_sd3  # only now: tests that need no model do not wait for diffusers
+
+    return build_tiny_sd3(tmp_path_factory.mktemp("checkpoints") / "tiny_sd3")
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +30,12 @@ def prompt_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_config(model_folder: Path, prompt_folder: Path, tmp_path: Path) -> Callable[..., ConfigDict]:
+def make_config(checkpoint: Path, prompt_folder: Path, tmp_path: Path) -> Callable[..., ConfigDict]:
     def make(**changes: Any) -> ConfigDict:
         """Dots in keys are written as double underscores: train__beta=0."""
         config = default_config()
         config.run_name, config.logdir = "run", str(tmp_path / "logs")
-        config.pretrained.model, config.resolution = str(model_folder), RESOLUTION
+        config.pretrained.model, config.resolution = str(checkpoint), 32
         config.dataset, config.prompt_fn = str(prompt_folder), "pickscore"
         config.mixed_precision, config.time_type = "no", "discrete_wo_init"
         config.num_epochs, config.save_freq, config.eval_freq = 2, 1, 2

@@ -1,0 +1,151 @@
+"""One constructor for each plug-in: which values of the configuration become which arguments."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from ml_collections import ConfigDict
+
+from awm.data.prompts import PromptSet
+from awm.flow.times import edit_ends, shifted_grid
+from awm.interfaces import Objective, Policy, Reward, Sampler, WeightSet
+from awm.models.policy import Policy as SD3Policy
+from awm.models.sd3 import SD3
+from awm.rewards.table import make_mixture
+from awm.training.distributed import Distributed
+from awm.training.evaluation import Evaluation
+from awm.training.rollout import Rollout
+from awm.validation import OBJECTIVES, SAMPLERS
+
+DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def build_objective(config: ConfigDict) -> Objective:
+    """The objective ``train.algorithm`` names, with those of its arguments that are keys of ``train``."""
+    settings = config.train.to_dict() | {
+        "grid": shifted_grid(config.sample.num_steps, config.time_shift),
+        "time_type": config.time_type,
+        "time_shift": config.time_shift,
+        "guidance_scale": config.sample.guidance_scale if config.train.cfg else 1.0,
+    }
+    objective: Objective = _construct(OBJECTIVES.load(config.train.algorithm), settings)
+    return objective
+
+
+def build_sampler(config: ConfigDict, name: str, num_steps: int) -> Sampler:
+    """A sampler over ``num_steps`` steps of the SD3 grid."""
+    sample = config.sample
+    return make_sampler(name, num_steps, config.time_shift, noise_level=sample.noise_level, sde_frac=sample.sde_frac)
+
+
+def make_sampler(name: str, num_steps: int, shift: float, **options: float) -> Sampler:
+    """The sampler called ``name`` on the SD3 grid, its ends edited if it says so, with those options that it has."""
+    kind, grid = SAMPLERS.load(name), shifted_grid(num_steps, shift)
+    if getattr(kind, "starts_below_one", False):
+        grid = edit_ends(grid)
+    sampler: Sampler = _construct(kind, options | {"grid": grid})
+    return sampler
+
+
+def build_policy(config: ConfigDict, device: torch.device) -> SD3Policy:
+    """The model with its weight sets."""
+    if config.allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    model = SD3.load(
+        config.pretrained.model,
+        revision=config.pretrained.revision,
+        dtype=DTYPES[config.mixed_precision],
+        transformer_dtype=None if config.use_lora else torch.float32,
+        device=device,
+        max_sequence_length=config.pretrained.max_sequence_length,
+        gradient_checkpointing=config.train.gradient_checkpointing,
+    )
+    model.latent_shape(config.resolution)  # an impossible resolution is an error now, not after the first batch
+    if config.pretrained.text_encoder_device:
+        model.offload_text_encoders(config.pretrained.text_encoder_device)
+    policy = SD3Policy(
+        model,
+        use_lora=config.use_lora,
+        lora_type=config.lora_type,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_path=config.train.lora_path,
+        seed=config.seed,
+    )
+    if config.train.compile:
+        model.compile_blocks()
+    return policy
+
+
+def build_optimizer(config: ConfigDict, policy: Policy) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters, in 8 bits if asked."""
+    train = config.train
+    options: dict[str, Any] = {
+        "lr": train.learning_rate,
+        "betas": (train.adam_beta1, train.adam_beta2),
+        "weight_decay": train.adam_weight_decay,
+        "eps": train.adam_epsilon,
+    }
+    if not train.use_8bit_adam:
+        return torch.optim.AdamW(policy.trainable_parameters(), **options)
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise ValueError("train.use_8bit_adam=True needs bitsandbytes: pip install bitsandbytes.") from error
+    optimizer: torch.optim.Optimizer = AdamW8bit(policy.trainable_parameters(), **options)
+    return optimizer
+
+
+def build_reward(config: ConfigDict, stop: threading.Event | None = None) -> Reward:
+    """The weighted rewards of ``reward_fn``; once ``stop`` is set, they no longer wait for a missing server."""
+    server = config.reward_server
+    return make_mixture(
+        config.reward_fn.to_dict(),
+        list(server.urls),
+        timeout_s=server.timeout_s,
+        max_retries=server.max_retries,
+        token=server.token or os.environ.get("AWM_REWARD_TOKEN", ""),
+        stop=stop,
+    )
+
+
+def build_evaluation(
+    config: ConfigDict,
+    policy: Policy,
+    reward: Reward,
+    distributed: Distributed,
+    prompts: PromptSet,
+    weights: WeightSet,
+) -> Evaluation:
+    """The evaluation of one weight set on ``prompts``."""
+    rollout = Rollout(
+        policy=policy,
+        sampler=build_sampler(config, config.sample.eval_sampler, config.sample.eval_num_steps),
+        reward=reward,
+        distributed=distributed,
+        batch_size=config.sample.test_batch_size,
+        resolution=config.resolution,
+        guidance_scale=config.sample.guidance_scale,
+        weights=weights,
+    )
+    options = config.evaluation
+    return Evaluation(
+        rollout=rollout,
+        prompts=prompts,
+        distributed=distributed,
+        images_per_prompt=options.num_images_per_prompt,
+        max_prompts=options.max_prompts,
+        num_saved_images=options.num_saved_images,
+        seed=options.seed,
+    )
+
+
+def _construct(kind: Callable[..., Any], settings: Mapping[str, Any]) -> Any:
+    """``kind`` with the settings that its signature names: plug-ins take what they use."""
+    return kind(**{name: settings[name] for name in inspect.signature(kind).parameters if name in settings})

@@ -1,0 +1,93 @@
+"""Where a run continues from: which checkpoint, and whether it belongs to the same experiment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from awm.configuration import flatten
+from awm.training.checkpoint import CheckpointError, RunState, find_checkpoint, list_checkpoints, load_checkpoint
+from awm.training.distributed import Distributed
+
+# May differ between a checkpoint and the run that continues it: none of them changes what is computed.
+OPERATIONAL_KEYS = (
+    *("run_name", "logdir", "num_epochs", "save_freq", "eval_freq", "num_checkpoint_limit", "resume_from", "trackers"),
+    *("sample.train_batch_size", "sample.test_batch_size", "sample.num_batches_per_epoch", "train.batch_size"),
+    *("train.gradient_accumulation_steps", "train.num_batches_per_epoch", "train.gradient_checkpointing"),
+    *("train.compile", "allow_tf32", "pretrained.text_encoder_device"),
+)
+OPERATIONAL_SECTIONS = ("evaluation.", "reward_server.")
+
+
+def resume_state(run: Path, resume_from: str, config: Mapping[str, Any], distributed: Distributed) -> RunState | None:
+    """The state to continue from, or None for a new run, which must not overwrite another.
+
+    Args:
+        run: the run folder.
+        resume_from: "" for a new run, "auto" for the newest whole checkpoint of ``run`` if there is one, or a path.
+        config: the resolved configuration of this run.
+        distributed: the ranks; all get the same answer. A collective.
+
+    Raises:
+        ValueError: ``run`` already holds a run that this one would overwrite.
+        CheckpointError: the checkpoint is missing, damaged or of another experiment.
+    """
+    if resume_from == "auto":
+        path = _newest(run, distributed)
+    else:
+        path = Path(resume_from) if resume_from else None
+        _refuse_to_overwrite(run, path, distributed)
+    if path is None:
+        return None
+    state, saved = load_checkpoint(path)
+    _check_same_experiment(saved, config, path)
+    if distributed.is_main:
+        print(f"Continuing from {path}: {state.epoch} epochs, {state.step} optimizer steps.")
+    return state
+
+
+def _newest(run: Path, distributed: Distributed) -> Path | None:
+    """The main rank looks, which reads every file of the checkpoint; the others take its word."""
+    found = find_checkpoint(run / "checkpoints", print) if distributed.is_main else None
+    path: Path | None = distributed.broadcast_object(found)
+    return path
+
+
+def _refuse_to_overwrite(run: Path, path: Path | None, distributed: Distributed) -> None:
+    """A new run needs an unused folder; a checkpoint by its path one, too, or to be the newest of this folder.
+
+    Going on from an older one would leave the newer ones in place, for "auto" to find.
+    """
+    if path is not None and not path.is_dir():
+        raise CheckpointError(
+            f"resume_from={path} is not a checkpoint folder; give <run>/checkpoints/epoch_NNNNNN, "
+            f'"auto", or "" for a new run.'
+        )
+    used = (run / "metrics.jsonl").exists() or (run / "checkpoints").exists()
+    newest = [p.resolve() for p in list_checkpoints(run / "checkpoints")[-1:]]
+    if not distributed.any(used and (path is None or [path.resolve()] != newest)):
+        return
+    if path is None:
+        raise ValueError(
+            f"{run} already holds a run. Continue it with --config.resume_from=auto, or start a new one with "
+            f"another --config.run_name."
+        )
+    raise ValueError(
+        f"{run} already holds a run, and {path} is not its newest checkpoint. Continue that run with "
+        f"--config.resume_from=auto, or branch off from the checkpoint with another --config.run_name."
+    )
+
+
+def _check_same_experiment(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
+    before, now = flatten(saved), flatten(given)
+    changed = [
+        f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key not in OPERATIONAL_KEYS and not key.startswith(OPERATIONAL_SECTIONS)
+    ]
+    if changed:
+        raise CheckpointError(
+            f"{path} belongs to another configuration ({'; '.join(changed)}). Set these back to continue it, or start "
+            f"a new run from its weights with another run_name, resume_from='' and train.lora_path={path / 'lora'}."
+        )

@@ -1,0 +1,143 @@
+"""A whole run from its configuration: what is cheap is checked before the model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from awm.building.objects import build_objective, build_optimizer, build_policy, build_reward, build_sampler
+from awm.building.outputs import build_outputs
+from awm.building.resume import resume_state
+from awm.configuration import config_to_dict
+from awm.data.prompts import PromptSet, load_prompts
+from awm.interfaces import Objective, Policy, Reward
+from awm.training.distributed import Distributed
+from awm.training.geometry import Geometry
+from awm.training.rollout import Rollout
+from awm.training.settings import Advantages, Averaging, Schedule
+from awm.training.stopping import StopRequest
+from awm.training.trainer import Trainer
+from awm.training.update import Update
+from awm.validation import geometry, rollout_sampler, validate
+
+
+def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopRequest) -> Trainer:
+    """Check everything that can be checked cheaply, then load the model and put the run together.
+
+    Raises:
+        ValueError, RewardError, CheckpointError: before the model is loaded.
+    """
+    validate(config)
+    sizes = geometry(config, distributed.world_size)
+    train_prompts = _train_prompts(config, sizes)
+    test_prompts = load_prompts(config.dataset, "test", config.prompt_fn) if config.eval_freq else None
+    run, resolved = Path(config.logdir) / config.run_name, config_to_dict(config)
+    resume = resume_state(run, config.resume_from, resolved, distributed)
+    objective = build_objective(config)
+    reward = build_reward(config, stop.requested)
+    reward.check()
+
+    policy = build_policy(config, distributed.device)
+    optimizer: torch.optim.Optimizer = build_optimizer(config, policy)
+    policy.model.transformer, optimizer = distributed.prepare(policy.model.transformer, optimizer)
+    if resume is not None:
+        policy.load_state_dict(resume.policy)
+        optimizer.load_state_dict(dict(resume.optimizer))
+        distributed.load_scaler_state(None if resume.scaler is None else dict(resume.scaler))
+    epoch, step = (0, 0) if resume is None else (resume.epoch, resume.step)
+    return Trainer(
+        policy=policy,
+        rollout=_rollout(config, policy, objective, reward, distributed),
+        update=_update(config, policy, objective, optimizer, distributed, sizes),
+        outputs=build_outputs(
+            config,
+            run=run,
+            resolved=resolved,
+            policy=policy,
+            optimizer=optimizer,
+            reward=reward,
+            distributed=distributed,
+            stop=stop,
+            sizes=sizes,
+            test_prompts=test_prompts,
+            first_epoch=epoch + 1 if epoch else 0,  # the base model's evaluation is the first thing a run does
+        ),
+        distributed=distributed,
+        geometry=sizes,
+        prompts=train_prompts,
+        seed=config.seed,
+        schedule=Schedule(config.num_epochs, config.save_freq, config.eval_freq),
+        advantages=_advantages(config),
+        averaging=_averaging(config),
+        epoch=epoch,
+        step=step,
+    )
+
+
+def _train_prompts(config: ConfigDict, sizes: Geometry) -> PromptSet:
+    prompts = load_prompts(config.dataset, "train", config.prompt_fn)
+    if len(prompts) < sizes.num_prompts:
+        raise ValueError(
+            f"{sizes.num_prompts} prompts per epoch, but {config.dataset} has only {len(prompts)} for training; "
+            f"lower sample.num_prompts_per_epoch or add prompts."
+        )
+    return prompts
+
+
+def _rollout(
+    config: ConfigDict, policy: Policy, objective: Objective, reward: Reward, distributed: Distributed
+) -> Rollout:
+    return Rollout(
+        policy=policy,
+        sampler=build_sampler(config, rollout_sampler(config), config.sample.num_steps),
+        reward=reward,
+        distributed=distributed,
+        batch_size=config.sample.train_batch_size,
+        resolution=config.resolution,
+        guidance_scale=config.sample.guidance_scale,
+        weights="anchor" if config.train.off_policy else "current",
+        keep_states=objective.needs_trajectory,
+    )
+
+
+def _update(
+    config: ConfigDict,
+    policy: Policy,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    distributed: Distributed,
+    sizes: Geometry,
+) -> Update:
+    return Update(
+        policy=policy,
+        objective=objective,
+        optimizer=optimizer,
+        distributed=distributed,
+        geometry=sizes,
+        max_grad_norm=config.train.max_grad_norm,
+        seed=config.seed,
+        keep_rollout_weights=config.train.old_policy == "rollout" and not config.train.off_policy,
+        allow_skipped_steps=config.mixed_precision == "fp16",
+    )
+
+
+def _advantages(config: ConfigDict) -> Advantages:
+    return Advantages(
+        global_std=config.sample.global_std,
+        per_prompt=config.per_prompt_stat_tracking,
+        standardized=config.reward_fn.to_dict() if config.reward_standardize else {},
+        adv_clip_max=config.train.adv_clip_max,
+        advantage_max=config.train.advantage_max,
+        max_invalid_fraction=config.reward_server.max_invalid_fraction,
+    )
+
+
+def _averaging(config: ConfigDict) -> Averaging:
+    return Averaging(
+        anchor_decay=config.train.kl_ema_decay,
+        anchor_schedule=config.train.kl_ema_decay_type,
+        average_decay=config.train.ema_decay if config.train.ema else 0.0,
+        average_interval=config.train.ema_update_step_interval if config.train.ema else 1,
+    )

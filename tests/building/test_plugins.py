@@ -1,0 +1,100 @@
+"""Adding a plug-in is one class and one table row: the README's objective trains, a new sampler samples."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from awm import validation
+from awm.building import build_objective, build_optimizer, build_sampler, make_sampler
+from awm.flow.path import batch_time
+from awm.flow.rng import SampleNoise
+from awm.flow.times import draw_times
+from awm.objectives.noising import noise_batch
+from awm.objectives.terms import velocity_mse
+from awm.types import LossOutput, Trajectory
+from tests.training.test_trainer import build
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+Make = Callable[..., ConfigDict]
+
+
+class Midpoint:
+    """Second order in the time itself; as a newcomer would write it."""
+
+    def __init__(self, *, grid: tuple[float, ...]) -> None:
+        self.grid = grid
+
+    def __call__(self, velocity: Any, x_1: Tensor, randn: Any, *, keep_states: bool = False) -> Trajectory:
+        x = x_1
+        for t, s in pairwise(self.grid):
+            middle = x + (s - t) / 2 * velocity(x, batch_time(t, x))
+            x = x + (s - t) * velocity(middle, batch_time((s + t) / 2, x))
+        return Trajectory(x, self.grid)
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The README's objective as ``fine_tuning`` and the sampler above as ``midpoint``."""
+    (block,) = re.findall(r"```python\n(  class FineTuning.*?)```", README, flags=re.DOTALL)
+    names: dict[str, Any] = {"partial": partial, "draw_times": draw_times, "SampleNoise": SampleNoise}
+    names |= {"noise_batch": noise_batch, "velocity_mse": velocity_mse, "LossOutput": LossOutput}
+    exec("if True:\n" + block, names)  # the block is indented, as part of a list
+    module = SimpleNamespace(FineTuning=names["FineTuning"], Midpoint=Midpoint)
+    monkeypatch.setitem(sys.modules, "newcomer", module)  # type: ignore[arg-type]
+    for registry, name, path in (
+        (validation.OBJECTIVES, "fine_tuning", "newcomer:FineTuning"),
+        (validation.SAMPLERS, "midpoint", "newcomer:Midpoint"),
+    ):
+        monkeypatch.setitem(registry.table, name, path)
+    yield
+
+
+def test_a_new_objective_and_a_new_sampler_train(plugins: None, make_config: Make) -> None:
+    config = make_config(num_epochs=1, train__algorithm="fine_tuning", sample__sampler="midpoint")
+    config.sample.eval_sampler = "midpoint"
+    trainer = build(config)
+    before = [p.detach().clone() for p in trainer.policy.trainable_parameters()]
+    trainer.train()
+    trainer.outputs.finish()
+    assert type(trainer.update.objective).__name__ == "FineTuning" and trainer.step == 1
+    assert not all(torch.equal(a, b) for a, b in zip(trainer.policy.trainable_parameters(), before, strict=True))
+
+
+def test_plug_ins_get_the_settings_their_constructors_name(plugins: None, make_config: Make) -> None:
+    config = make_config(train__algorithm="fine_tuning", train__train_timesteps=3, time_type="discrete")
+    objective: Any = build_objective(config)
+    assert objective.train_timesteps == 3 and objective.draw_times.keywords["kind"] == "discrete"
+    objective = build_objective(make_config(train__beta=0.25, train__ema_beta=0.0))
+    assert objective.loss.keywords["beta"] == 0.25 and not objective.needs_anchor
+    sampler: Any = build_sampler(make_config(sample__noise_level=0.7, sample__sde_frac=0.5), "flow_sde", 4)
+    assert [step.std > 0 for step in sampler.steps] == [True, True, False, False]
+
+
+def test_only_a_solver_that_asks_for_it_gets_a_grid_with_edited_ends() -> None:
+    starts = {name: make_sampler(name, 6, 3.0).grid[0] for name in validation.SAMPLERS}  # type: ignore[attr-defined]
+    assert starts == {"sa_solver": 0.999, "ddim": 1.0, "flow_sde": 1.0}
+
+
+def test_guidance_reaches_the_objective_only_if_it_is_trained(make_config: Make) -> None:
+    for cfg, expected in ((False, 1.0), (True, 4.5)):
+        objective: Any = build_objective(make_config(sample__guidance_scale=4.5, train__cfg=cfg))
+        assert objective.guidance_scale == expected
+
+
+def test_the_optimizer_is_adamw_with_the_given_numbers(make_config: Make) -> None:
+    policy: Any = SimpleNamespace(trainable_parameters=lambda: [torch.nn.Parameter(torch.zeros(2))])
+    config = make_config(train__adam_beta1=0.8, train__adam_weight_decay=0.5)
+    group = build_optimizer(config, policy).param_groups[0]
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (1e-2, (0.8, 0.999), 0.5, 1e-8)
