@@ -25,16 +25,38 @@ RUNTIME = [
     "msgpack>=1.0.8",
     "matplotlib>=3.8",
 ]
-SERVER = ["fastapi>=0.115", "uvicorn>=0.30", "msgpack>=1.0.8", "numpy>=1.26", "pillow>=10.3", "prometheus-client>=0.20"]
+SERVER = [
+    "fastapi>=0.115",
+    "uvicorn>=0.30",
+    "httpx>=0.27,<1",
+    "msgpack>=1.0.8",
+    "numpy>=1.26",
+    "pillow>=10.3",
+    "prometheus-client>=0.20",
+    "pyyaml>=6",
+]
 GENEVAL = ["scipy>=1.11"]
+OCR = ["rapidocr>=3.4", "onnxruntime>=1.18"]
 EXTRAS = {
     "train": ["wandb>=0.17", "tensorboard>=2.16"],
     "server": SERVER + GENEVAL,
     "geneval": GENEVAL,
-    "ocr": ["rapidocr>=3.4", "onnxruntime>=1.18"],
+    "ocr": OCR,
+    "ray": ["ray[serve]>=2.60,<3"],
     "dev": SERVER
     + GENEVAL
-    + ["pytest>=8", "pytest-xdist>=3.5", "ruff>=0.6", "mypy>=1.11", "tensorboard>=2.16", "wandb>=0.17", "build>=1.2"],
+    + OCR
+    + [
+        "build>=1.2",
+        "mypy>=1.11",
+        "psutil>=5.9",
+        "pytest>=8",
+        "pytest-xdist>=3.5",
+        "ruff>=0.6",
+        "tensorboard>=2.16",
+        "types-PyYAML>=6",
+        "wandb>=0.17",
+    ],
 }
 
 setup(
@@ -46,7 +68,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["awm", "awm.*", "reward_server", "reward_server.*"]),
-    package_data={"awm": ["assets/**/*", "py.typed"], "reward_server": ["py.typed"]},
+    package_data={"awm": ["assets/**/*", "py.typed"], "reward_server": ["py.typed", "README.md", "server.yaml"]},
     install_requires=RUNTIME,
     extras_require=EXTRAS,
     entry_points={

@@ -1,9 +1,10 @@
 """The HTTP face of the scoring service.
 
 ``POST /v1/score`` scores; ``/livez`` says that the process answers, ``/readyz`` that it can score, ``/info`` what
-and with which versions. Errors are JSON: ``{"error": {"code", "message", ...}}``. The status says who is at
-fault: 4xx the request (sending it again is useless), 503 the load (send it again after Retry-After). What is
-wrong with one image is no HTTP error: it stands in that item's result.
+and with which versions, ``/metrics`` how it fares, ``/openapi.json`` all this in detail. Errors are JSON:
+``{"error": {"code", "message", ...}}``. The status says who is at fault: 4xx the request (sending it again is
+useless), 503 the load (send it again after Retry-After). What is wrong with one image is no HTTP error: it stands in
+that item's result.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
+from reward_server import __version__, telemetry
 from reward_server.codec import JSON, MSGPACK, WireError
+from reward_server.openapi import error_schema, score_schema
 from reward_server.service import BusyError, Service
 from reward_server.wire import ScoreResponse, decode_request, encode_response
 
@@ -43,40 +46,59 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
 
     Args:
         service: loaded by the caller, before or while the application runs.
-        token: if given, /v1/score and /info ask for ``Authorization: Bearer <token>``.
+        token: if given, /v1/score, /info and /metrics ask for ``Authorization: Bearer <token>``.
     """
-    app = FastAPI(title="reward server", openapi_url=None)
+    app = FastAPI(title="AWM reward server", version=__version__, docs_url=None, redoc_url=None)
+    schema = score_schema(list(service.settings.scorers), service.settings.limits.max_items)
     intake = Intake(service.settings.limits.max_body_bytes)
 
     @app.exception_handler(HTTPError)
     async def reply(request: Request, error: HTTPError) -> Response:
         return JSONResponse(error.content, error.status, error.headers)
 
-    @app.get("/livez")
+    @app.exception_handler(Exception)
+    async def defect(request: Request, error: Exception) -> Response:
+        # A 500 in our own words, unlike that of a proxy in front of us, says: do not try again.
+        content = {"error": {"code": "internal", "message": f"{type(error).__name__}: {error}"}}
+        return JSONResponse(content, 500)
+
+    @app.get("/livez", summary="The process answers.")
     async def livez() -> dict[str, bool]:
         return {"live": True}
 
-    @app.get("/readyz")
+    @app.get("/readyz", summary="Every reward has a warm worker.", responses={503: {"description": "not yet"}})
     async def readyz() -> Response:
-        if service.ready:
-            return JSONResponse({"ready": True})
-        return JSONResponse({"ready": False, "reason": service.failure or "the scorers are loading"}, 503)
+        reason = service.not_ready_because()
+        return JSONResponse({"ready": True} if reason is None else {"ready": False, "reason": reason}, _status(reason))
 
-    @app.get("/info")
+    @app.get("/info", summary="Rewards, versions, limits.", responses=error_schema("401", "503"))
     async def info(request: Request) -> dict[str, Any]:
         authorise(request, token)
-        if not service.ready:
-            raise busy("not_ready", "the scorers are still loading; wait for /readyz")
+        if not service.loaded:
+            raise busy("not_ready", f"{service.not_ready_because()}; wait for /readyz")
         return service.info()
 
-    @app.post("/v1/score")
-    async def score(request: Request) -> Response:
+    @app.get("/metrics", summary="For Prometheus.", response_class=PlainTextResponse, responses=error_schema("401"))
+    async def metrics(request: Request) -> Response:
         authorise(request, token)
-        media_type, deadline_s = content_type(request), deadline(request, service.settings.deadline_s)
-        with intake.room(request):
-            body = await intake.read(request)
-            response = await score_body(service, body, media_type, deadline_s)
-        return Response(encode_response(response, media_type), media_type=media_type)
+        return Response(service.metrics(), media_type=telemetry.CONTENT_TYPE)
+
+    @app.post("/v1/score", summary="Score images.", openapi_extra=schema)
+    async def score(request: Request) -> Response:
+        started, status = time.monotonic(), 500
+        try:
+            authorise(request, token)
+            media_type, deadline_s = content_type(request), deadline(request, service.settings.deadline_s)
+            with intake.room(request):
+                body = await intake.read(request)
+                response = await score_body(service, body, media_type, deadline_s)
+            status = 200
+            return Response(encode_response(response, media_type), media_type=media_type)
+        except HTTPError as error:
+            status = error.status
+            raise
+        finally:
+            service.telemetry.request(status, time.monotonic() - started)
 
     return app
 
@@ -90,9 +112,9 @@ async def score_body(service: Service, body: bytes, media_type: str, deadline_s:
     except WireError as error:
         raise HTTPError(422, "malformed", str(error), field=error.field, index=error.index) from None
     if unknown := service.unknown_rewards(asked):
-        known = ", ".join(service.settings.rewards)
-        message = f"this server has no reward {', '.join(map(repr, unknown))}; it has {known}"
-        raise HTTPError(422, "unknown_reward", message, field="rewards", known=list(service.settings.rewards))
+        known = list(service.settings.scorers)
+        message = f"this server has no reward {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
+        raise HTTPError(422, "unknown_reward", message, field="rewards", known=known)
     try:
         ticket = service.submit(asked, deadline_s)
     except BusyError as error:
@@ -148,6 +170,10 @@ class Intake:
             f"a body of {size} bytes or more; at most {self._max_body} are allowed, so send fewer images at a time"
         )
         return HTTPError(413, "too_large", message)
+
+
+def _status(reason: str | None) -> int:
+    return 200 if reason is None else 503
 
 
 def authorise(request: Request, token: str | None) -> None:

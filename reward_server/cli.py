@@ -3,113 +3,175 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 import uvicorn
+import yaml
 
 from reward_server import process
 from reward_server.app import create_app
 from reward_server.scorers.geneval.scorer import DETECTORS
 from reward_server.scorers.table import SCORERS
-from reward_server.service import Service, Settings
+from reward_server.service import Service
+from reward_server.settings import TOKEN_VARIABLE, ScorerSettings, Settings, SettingsError, load_settings
 from reward_server.wire import Limits
+from reward_server.worker.handle import WorkerError
 
-TOKEN_VARIABLE = "AWM_REWARD_TOKEN"
+DEFAULT_HOST = "127.0.0.1"
+DEFAULT_PORT = 18080
+COMMANDS = {
+    "check": "reward_server.check:main",
+    "convert-mask2former": "reward_server.convert:mask2former",
+    "convert-open-clip": "reward_server.convert:open_clip",
+}
 GRACE_S = 5  # seconds for requests at hand when the server is told to stop
 KEEP_ALIVE_S = 75  # longer than a trainer pauses between batches, so that connections are reused
 
 log = logging.getLogger("reward_server")
 
 _DESCRIPTION = """\
-Score images over HTTP: POST /v1/score, and /livez, /readyz, /info.
+Score images over HTTP: POST /v1/score, and /livez, /readyz, /info, /metrics, /openapi.json.
 
-example, the tiny shapes world on a free port:
-  awm-reward-server --scorer geneval --detector shapes --port 0 --url-file /tmp/reward.url
+examples:
+  awm-reward-server --scorer geneval --port 0 --url-file /tmp/reward.url     the tiny shapes world, on a free port
+  awm-reward-server --scorer geneval --option geneval.detector=hf            real images, transformers' Mask2Former
+  awm-reward-server --scorer ocr --scorer pickscore                          two rewards, a process each
+  awm-reward-server --config reward_server/server.yaml                       everything else: GPUs, environments, ...
+
+other commands (each with its own --help):
+  awm-reward-server check URL                         try every scorer of a running server, print a table
+  awm-reward-server convert-mask2former SRC DST       mmdet checkpoint -> transformers folder, for GenEval
+  awm-reward-server convert-open-clip SRC DST         open_clip checkpoint -> transformers folder, for HPSv2.1
 
 The line "listening on URL" appears as soon as the port is open. The file of --url-file appears once every scorer
 has scored a warm-up image, which is also when /readyz turns from 503 to 200. SIGTERM and Ctrl-C stop cleanly."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the server until told to stop. Exit code 0 after SIGTERM or Ctrl-C, 1 if a scorer fails to load."""
+    """Run the server, or the command named first.
+
+    Exit code 0 after SIGTERM or Ctrl-C, 1 if a scorer fails to load, 2 for wrong arguments.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and (command := COMMANDS.get(arguments[0])):
+        module, _, function = command.partition(":")
+        getattr(importlib.import_module(module), function)(arguments[1:])
+        return
+    _main(arguments)
+
+
+def _main(arguments: Sequence[str]) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _exit_cleanly)
     parser = _parser()
     options = parser.parse_args(arguments)
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
-    token = os.environ.get(TOKEN_VARIABLE) or None
-    if token is None and not process.is_loopback(options.host):
-        parser.error(
-            f"refusing to listen on {options.host} without a token: anybody who reaches the port could use it. "
-            f"Set the environment variable {TOKEN_VARIABLE} here and for the trainer, or use --host 127.0.0.1."
-        )
     try:
-        settings = _settings(options)
+        settings, host, port = _settings(options)
     except ValueError as error:
         parser.error(str(error))
+    token = os.environ.get(TOKEN_VARIABLE) or None
+    if token is None and not process.is_loopback(host):
+        parser.error(
+            f"refusing to listen on {host} without a token: anybody who reaches the port could use it. "
+            f"Set the environment variable {TOKEN_VARIABLE} here and for the trainer, or use --host 127.0.0.1."
+        )
     if options.exit_with_parent:
         process.exit_with_parent()
-    _serve(settings, token, options)
+    _serve(settings, token, host, port, options.url_file)
 
 
-def _serve(settings: Settings, token: str | None, options: argparse.Namespace) -> None:
+def _serve(settings: Settings, token: str | None, host: str, port: int, url_file: Path | None) -> None:
     try:
-        listener = process.bind(options.host, options.port)
+        listener = process.bind(host, port)
     except OSError as error:
-        sys.exit(f"cannot listen on {options.host}:{options.port}: {error}; choose another --port, or 0 for any")
+        sys.exit(f"cannot listen on {host}:{port}: {error}; choose another --port, or 0 for any")
     url = process.url_of(listener)
     print(f"listening on {url}", flush=True)
     service = Service(settings)
     server = uvicorn.Server(
         uvicorn.Config(
             create_app(service, token),
+            log_config=None,  # ours
             log_level="warning",
             access_log=False,
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=GRACE_S,
         )
     )
-    threading.Thread(target=_load, args=(service, server, url, options.url_file), name="load", daemon=True).start()
+    threading.Thread(target=_load, args=(service, server, url, url_file), name="load", daemon=True).start()
     try:
         server.run(sockets=[listener])
     finally:
+        failed = service.failure
         service.stop()
-        if options.url_file:
-            options.url_file.unlink(missing_ok=True)
-    if service.failure:
+        if url_file:
+            url_file.unlink(missing_ok=True)
+    if failed:
         sys.exit(1)
 
 
 def _load(service: Service, server: uvicorn.Server, url: str, url_file: Path | None) -> None:
     try:
         service.load()
-    except Exception as error:
-        log.critical("cannot load the scorers: %s", error, exc_info=True)
+    except WorkerError as error:
+        if not server.should_exit:  # else it is only a consequence of being told to stop
+            log.critical("cannot start: %s", error)
         server.should_exit = True
         return
-    log.info("ready: %s", ", ".join(service.settings.rewards))
+    log.info("ready: %s", ", ".join(service.settings.scorers))
     if url_file:
         process.write_atomically(url_file, url + "\n")
 
 
-def _settings(options: argparse.Namespace) -> Settings:
-    scorers: list[str] = options.scorer or ["geneval"]
-    own_options: dict[str, dict[str, Any]] = {"geneval": {"detector": options.detector}}
-    return Settings(
-        rewards={name: own_options.get(name, {}) for name in scorers},
-        limits=Limits(options.max_body_mb << 20, options.max_items, options.max_pixels),
-        max_queued=options.max_queued,
-        batch_images=options.batch_images,
-        batch_wait_s=options.batch_wait_ms / 1000,
-        deadline_s=options.deadline_s,
-    )
+def _settings(options: argparse.Namespace) -> tuple[Settings, str, int]:
+    """Settings, host and port of the YAML file, if one is given, with what the command line says on top."""
+    if options.config and (options.scorer or options.detector or options.option or options.device):
+        raise SettingsError(
+            f"with --config, {options.config} names the scorers and their options, not the command line"
+        )
+    given: dict[str, Any] = load_settings(options.config) if options.config else {}
+    if not options.config:
+        given["scorers"] = _scorers(options)
+    limits: Limits = given.pop("limits", Limits())
+    changed = {
+        "max_body_bytes": options.max_body_mb and options.max_body_mb << 20,
+        "max_items": options.max_items,
+        "max_pixels": options.max_pixels,
+    }
+    given["limits"] = replace(limits, **{key: value for key, value in changed.items() if value is not None})
+    for key in ("host", "port", "max_queued", "deadline_s"):
+        if (value := getattr(options, key)) is not None:
+            given[key] = value
+    host, port = given.pop("host", DEFAULT_HOST), given.pop("port", DEFAULT_PORT)
+    return Settings(**given), host, port
+
+
+def _scorers(options: argparse.Namespace) -> dict[str, ScorerSettings]:
+    own: dict[str, dict[str, Any]] = {name: {} for name in options.scorer or ["geneval"]}
+    if options.detector:
+        options.option = [f"geneval.detector={options.detector}", *(options.option or [])]
+    for text in options.option or []:
+        name, value = text.partition("=")[::2]
+        scorer, key = name.partition(".")[::2]
+        if not key or "=" not in text or scorer not in own:
+            raise SettingsError(f"--option {text}: expected SCORER.KEY=VALUE with SCORER among {', '.join(own)}")
+        own[scorer][key] = yaml.safe_load(value)
+    batching = {
+        "devices": tuple(options.device or ["cpu"]),
+        "batch_images": options.batch_images,
+        "batch_wait_s": options.batch_wait_ms / 1000,
+    }
+    return {name: ScorerSettings(scorer=name, options=keys, **batching) for name, keys in own.items()}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -118,53 +180,43 @@ def _parser() -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what to score")
     what.add_argument(
+        "--config",
+        type=Path,
+        metavar="YAML",
+        help="scorers, devices, interpreters, limits; see reward_server/README.md",
+    )
+    what.add_argument(
         "--scorer", action="append", choices=sorted(SCORERS), help="repeat for several (default: geneval)"
     )
     what.add_argument(
-        "--detector",
-        choices=sorted(DETECTORS),
-        default="shapes",
-        help="object detector of geneval (default: %(default)s)",
+        "--detector", choices=sorted(DETECTORS), help="short for --option geneval.detector=NAME (default: shapes)"
+    )
+    what.add_argument(
+        "--option", action="append", metavar="SCORER.KEY=VALUE", help="an option of a scorer; repeat for several"
+    )
+    what.add_argument(
+        "--device", action="append", metavar="DEVICE", help="cpu or cuda:N; repeat for a process on each (default: cpu)"
     )
     where = parser.add_argument_group("where to listen")
     where.add_argument(
         "--host",
-        default="127.0.0.1",
-        help=f"address to bind (default: %(default)s); any other than loopback needs a token in ${TOKEN_VARIABLE}",
+        help=f"address to bind (default: {DEFAULT_HOST}); any other than loopback needs a token in ${TOKEN_VARIABLE}",
     )
-    where.add_argument("--port", type=_whole(0, 65535), default=18080, help="0 takes a free one (default: %(default)s)")
+    where.add_argument("--port", type=_whole(0, 65535), help=f"0 takes a free one (default: {DEFAULT_PORT})")
     where.add_argument("--url-file", type=Path, metavar="PATH", help="write the URL here once ready; removed at exit")
     where.add_argument(
         "--exit-with-parent", action="store_true", help="stop when the process that started this one is gone"
     )
     limits = parser.add_argument_group("limits")
+    limits.add_argument("--max-body-mb", type=_whole(1), metavar="MB", help="one request (default: 64)")
+    limits.add_argument("--max-items", type=_whole(1), metavar="N", help="images per request (default: 256)")
     limits.add_argument(
-        "--max-body-mb", type=_whole(1), default=64, metavar="MB", help="one request (default: %(default)s)"
+        "--max-pixels", type=_whole(1), metavar="N", help="height x width per image (default: 4096 x 4096)"
     )
     limits.add_argument(
-        "--max-items", type=_whole(1), default=256, metavar="N", help="images per request (default: %(default)s)"
+        "--max-queued", type=_whole(1), metavar="N", help="images that may wait; more get 503 (default: 4096)"
     )
-    limits.add_argument(
-        "--max-pixels",
-        type=_whole(1),
-        default=4096 * 4096,
-        metavar="N",
-        help="height x width per image (default: 4096 x 4096)",
-    )
-    limits.add_argument(
-        "--max-queued",
-        type=_whole(1),
-        default=2048,
-        metavar="N",
-        help="images that may wait; more get 503 (default: %(default)s)",
-    )
-    limits.add_argument(
-        "--deadline-s",
-        type=float,
-        default=100.0,
-        metavar="S",
-        help="longest time a request may take (default: %(default)s)",
-    )
+    limits.add_argument("--deadline-s", type=float, metavar="S", help="longest time a request may take (default: 100)")
     batching = parser.add_argument_group("batching")
     batching.add_argument(
         "--batch-images", type=_whole(1), default=64, metavar="N", help="largest batch (default: %(default)s)"

@@ -73,6 +73,24 @@ def get(message: Any, key: str, kind: type, where: str = "") -> Any:
     return message[key]
 
 
+def plain(value: Any, where: str) -> None:
+    """Raise WireError unless JSON can hold ``value``: text, numbers, booleans, None, lists and dictionaries."""
+    if value is None or isinstance(value, str | bool | int):
+        return
+    if isinstance(value, float):
+        finite(value, where)
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            plain(entry, f"{where}[{index}]")
+    elif isinstance(value, dict):
+        for key, entry in value.items():
+            if not isinstance(key, str):
+                raise WireError(where, f"has the key {key!r}; expected strings as keys")
+            plain(entry, f"{where}.{key}")
+    else:
+        raise WireError(where, f"is of type {type(value).__name__}; expected text, numbers, lists or dictionaries")
+
+
 def finite(value: Any, where: str) -> float:
     """``value`` as a float, if it is a finite number."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from reward_server.wire import WireImage
-
+IMAGE_FORMATS = ("png", "jpeg", "webp", "raw")
 _PIL_NAMES = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 _SETTINGS: dict[str, dict[str, object]] = {
     "png": {"compress_level": 1},  # lossless; level 6 costs 3.5 times the time for an eighth less
     "jpeg": {"quality": 95, "subsampling": 0},  # 4:4:4: chroma subsampling smears thin strokes and small objects
     "webp": {"lossless": True, "method": 0},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class WireImage:
+    """An image as it travels; ``shape`` is [height, width, 3] for raw pixels and None otherwise."""
+
+    format: str
+    data: bytes
+    shape: tuple[int, int, int] | None = None
 
 
 class ImageError(ValueError):

@@ -1,4 +1,4 @@
-"""The scoring service without HTTP: loads scorers, warms them up, admits requests, collects their results."""
+"""The scoring service without HTTP: starts the workers, admits requests, collects their results."""
 
 from __future__ import annotations
 
@@ -6,26 +6,21 @@ import hashlib
 import json
 import logging
 import threading
-import time
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from reward_server import __version__, wire
-from reward_server.batching import Batcher, Job, LazyImage
-from reward_server.images import encode_image
-from reward_server.scorers.base import ItemError, Outcome, Scores
-from reward_server.scorers.table import build_scorer
-from reward_server.wire import ItemResult, Limits, ScoreRequest, WireItem
+from reward_server.jobs import Job
+from reward_server.pool import WorkerPool
+from reward_server.scorers.base import Outcome
+from reward_server.settings import Settings
+from reward_server.telemetry import Telemetry
+from reward_server.ticket import Ticket
+from reward_server.wire import ScoreRequest
+from reward_server.worker.handle import Hello, RawItem
 
 log = logging.getLogger(__name__)
-
-WARM_UP_SIZE = 64  # pixels a side
-STOP_TIMEOUT_S = 5.0
 
 
 class BusyError(Exception):
@@ -40,182 +35,143 @@ class BusyError(Exception):
         self.code = code
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """How the service runs.
-
-    Attributes:
-        rewards: reward name -> options of its scorer.
-        limits: what one request may hold.
-        max_queued: images times rewards that may wait; more are refused, not stored.
-        batch_images: largest batch given to a scorer.
-        batch_wait_s: how long an incomplete batch waits for more images.
-        deadline_s: longest time a request may take, whatever its X-Deadline-S says.
-    """
-
-    rewards: Mapping[str, Mapping[str, Any]]
-    limits: Limits = field(default_factory=Limits)
-    max_queued: int = 2048
-    batch_images: int = 64
-    batch_wait_s: float = 0.003
-    deadline_s: float = 100.0
-
-    def __post_init__(self) -> None:
-        """Refuse settings under which a legal request could never be admitted."""
-        largest = self.limits.max_items * len(self.rewards)
-        if self.max_queued < largest:
-            raise ValueError(
-                f"a queue of {self.max_queued} cannot hold one request of {self.limits.max_items} images and "
-                f"{len(self.rewards)} rewards; raise it to {largest} or lower the images per request."
-            )
-
-
-class Ticket:
-    """The outcomes of one request as they come in.
-
-    Args:
-        request: what was asked.
-        release: called once per outcome, so that the queue knows of the free place.
-    """
-
-    def __init__(self, request: ScoreRequest, release: Callable[[], None]) -> None:
-        self.created = time.monotonic()
-        self.done: Future[None] = Future()
-        self.done.set_running_or_notify_cancel()  # nobody can cancel it from outside any more
-        self._request = request
-        self._release = release
-        self._lock = threading.Lock()
-        self._outcomes: dict[tuple[int, str], Outcome] = {}
-
-    def deliver(self, index: int, reward: str, outcome: Outcome) -> None:
-        """Note the outcome of item number ``index``."""
-        self._release()
-        with self._lock:
-            self._outcomes[index, reward] = outcome
-            complete = len(self._outcomes) == len(self._request.items) * len(self._request.rewards)
-        if complete:
-            self.done.set_result(None)
-
-    def results(self) -> tuple[ItemResult, ...]:
-        """A result for every item; what is still missing is a retryable error."""
-        late = ItemError("deadline", "the deadline passed before the image was scored", retryable=True)
-        with self._lock:
-            return tuple(
-                ItemResult(item.id, {name: self._outcomes.get((i, name), late) for name in self._request.rewards})
-                for i, item in enumerate(self._request.items)
-            )
-
-
 class Service:
     """Scores requests with the scorers named in ``settings``."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.failure: str | None = None
-        self._batchers: dict[str, Batcher] = {}
-        self._metrics: dict[str, list[str]] = {}
-        self._versions: dict[str, Mapping[str, str]] = {}
-        self._ready = threading.Event()
+        self.telemetry = Telemetry()
+        self._hellos: dict[str, Hello] = {}
+        self._pools: dict[str, WorkerPool] = {}
+        for name, scorer in settings.scorers.items():
+            self.telemetry.declare(name)
+            self._pools[name] = WorkerPool(name, scorer, settings.limits.max_pixels, self.telemetry)
         self._lock = threading.Lock()
         self._queued = 0
+        self._in_work: dict[str, Ticket] = {}
 
     @property
     def ready(self) -> bool:
-        """True once every scorer has scored its warm-up image."""
-        return self._ready.is_set()
+        """True while every reward has a worker that has scored its warm-up image."""
+        return self.not_ready_because() is None
+
+    @property
+    def loaded(self) -> bool:
+        """True once every reward has been ready; what ``info`` says is complete from then on."""
+        return len(self._hellos) == len(self._pools)
+
+    @property
+    def gave_up(self) -> bool:
+        """True once a reward's workers have failed to start too often to be tried again."""
+        return any(pool.failure for pool in self._pools.values())
+
+    def not_ready_because(self) -> str | None:
+        """Why nothing can be scored just now, or None."""
+        if self.failure:
+            return self.failure
+        if not self.loaded:
+            return f"the scorers are loading: {', '.join(name for name in self._pools if name not in self._hellos)}"
+        for name, pool in self._pools.items():
+            if pool.num_alive == 0:
+                return f"reward {name} has no worker: {pool.failure or 'it is being started anew'}"
+        return None
 
     def load(self) -> None:
-        """Build and warm up every scorer. A failure is kept in ``failure`` and raised."""
+        """Start all workers and wait until they are warm. A failure is kept in ``failure`` and raised."""
         try:
-            for name, options in self.settings.rewards.items():
-                started = time.monotonic()
-                self._batchers[name] = Batcher(
-                    name,
-                    build_scorer(name, options),
-                    max_images=self.settings.batch_images,
-                    max_wait_s=self.settings.batch_wait_s,
-                )
-                self._metrics[name] = self._warm_up(name)
-                self._versions[name] = self._batchers[name].scorer.fingerprint()
-                log.info("reward %s is ready after %.1f s", name, time.monotonic() - started)
-            self._ready.set()
+            for pool in self._pools.values():
+                pool.start()
+            for name, pool in self._pools.items():
+                self._hellos[name] = pool.wait_until_warm()
         except Exception as error:
-            self.failure = f"{type(error).__name__}: {error}"
+            self.failure = str(error)
             raise
 
     def submit(self, request: ScoreRequest, deadline_s: float) -> Ticket:
-        """Queue a request, all of it or nothing.
+        """Queue a request, all of it or nothing; one that is sent again while in work joins the first.
 
         Raises:
-            BusyError: not ready yet, or no room.
+            BusyError: not ready, or no room.
         """
-        if not self.ready:
-            raise BusyError("not_ready", "the scorers are still loading; wait for /readyz")
+        if reason := self.not_ready_because():
+            raise BusyError("not_ready", f"{reason}; wait for /readyz")
         needed = len(request.items) * len(request.rewards)
         with self._lock:
+            # An id is the client's word only: two requests are the same if they are equal.
+            if (ticket := self._in_work.get(request.request_id)) and ticket.request == request:
+                return ticket
             if self._queued + needed > self.settings.max_queued:
                 raise BusyError("overloaded", f"{self._queued} images are waiting; no room for {needed} more")
             self._queued += needed
-        return self._enqueue(request, deadline_s)
+            ticket = Ticket(request)
+            if request.request_id:
+                self._in_work.setdefault(request.request_id, ticket)
+        ticket.done.add_done_callback(lambda _: self._forget(ticket))
+        self._enqueue(ticket, deadline_s)
+        return ticket
 
     def unknown_rewards(self, request: ScoreRequest) -> list[str]:
         """Rewards the request names and this server does not have."""
-        return [name for name in request.rewards if name not in self.settings.rewards]
+        return [name for name in request.rewards if name not in self._pools]
 
     def info(self) -> dict[str, Any]:
         """Versions, limits, and what is known about each reward; complete once ready."""
-        limits = self.settings.limits
         return {
             "version": __version__,
             "wire_version": wire.VERSION,
-            "limits": {name: getattr(limits, name) for name in ("max_body_bytes", "max_items", "max_pixels")},
+            "limits": asdict(self.settings.limits),
             "rewards": {
                 name: {
-                    "metrics": self._metrics[name],
+                    "metrics": list(hello.metrics),
                     "fingerprint": self.fingerprint(name),
-                    "versions": dict(self._versions[name]),
+                    "versions": dict(hello.versions),
+                    "example": dict(hello.example),
+                    "workers": self._pools[name].num_alive,
                 }
-                for name in self._versions
+                for name, hello in self._hellos.items()
             },
         }
 
     def fingerprint(self, name: str) -> str:
         """Hash of everything the scores of one reward depend on."""
-        return hashlib.sha256(json.dumps(dict(self._versions[name]), sort_keys=True).encode()).hexdigest()[:16]
+        versions = dict(self._hellos[name].versions)
+        return hashlib.sha256(json.dumps(versions, sort_keys=True).encode()).hexdigest()[:16]
+
+    def metrics(self) -> bytes:
+        """Prometheus' text."""
+        for name, pool in self._pools.items():
+            self.telemetry.queued(name, pool.num_queued)
+        return self.telemetry.text()
+
+    def worker_pids(self) -> dict[str, list[int]]:
+        """Reward name -> processes of its workers that can score."""
+        return {name: pool.pids() for name, pool in self._pools.items()}
 
     def stop(self) -> None:
-        """End the scorers' threads, waiting a little for the batch at hand."""
-        self._ready.clear()
-        for batcher in self._batchers.values():
-            batcher.stop(STOP_TIMEOUT_S)
+        """End the workers."""
+        self.failure = self.failure or "the server is stopping"
+        for pool in self._pools.values():
+            pool.stop()
 
-    def _enqueue(self, request: ScoreRequest, deadline_s: float) -> Ticket:
-        ticket = Ticket(request, self._release_one)
+    def _enqueue(self, ticket: Ticket, deadline_s: float) -> None:
         deadline = ticket.created + min(deadline_s, self.settings.deadline_s)
-        images = [LazyImage(item.image, self.settings.limits.max_pixels) for item in request.items]
-        for name in request.rewards:
-            self._batchers[name].submit(
-                [
-                    Job(image, item.prompt, item.metadata, deadline, partial(ticket.deliver, index, name))
-                    for index, (item, image) in enumerate(zip(request.items, images, strict=True))
-                ]
-            )
-        return ticket
+        for name in ticket.request.rewards:
+            jobs = []
+            for index, item in enumerate(ticket.request.items):
+                deliver = partial(self._deliver, ticket, index, name)
+                jobs.append(
+                    Job(RawItem(item.image, item.prompt, item.metadata), deadline, deliver, queued=ticket.created)
+                )
+            self._pools[name].submit(jobs)
 
-    def _release_one(self) -> None:
+    def _deliver(self, ticket: Ticket, index: int, reward: str, outcome: Outcome) -> None:
         with self._lock:
             self._queued -= 1
+        self.telemetry.outcome(reward, outcome)
+        ticket.deliver(index, reward, outcome)
 
-    def _warm_up(self, name: str) -> list[str]:
-        """Score a grey image as a client would; returns the names of the metrics."""
-        prompt, metadata = self._batchers[name].scorer.example()
-        grey = np.full((WARM_UP_SIZE, WARM_UP_SIZE, 3), 128, dtype=np.uint8)
-        item = WireItem(0, encode_image(grey), prompt, metadata)
+    def _forget(self, ticket: Ticket) -> None:
         with self._lock:
-            self._queued += 1
-        ticket = self._enqueue(ScoreRequest((name,), (item,)), self.settings.deadline_s)
-        ticket.done.result()
-        outcome = ticket.results()[0].rewards[name]
-        if not isinstance(outcome, Scores):
-            raise RuntimeError(f"reward {name} could not score its warm-up image: {outcome.message}")
-        return sorted(outcome.metrics)
+            if self._in_work.get(ticket.request.request_id) is ticket:
+                del self._in_work[ticket.request.request_id]

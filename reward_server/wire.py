@@ -21,11 +21,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_server.codec import MSGPACK, WireError, dump, finite, get, load
+from reward_server.codec import MSGPACK, WireError, dump, finite, get, load, plain
+from reward_server.images import IMAGE_FORMATS, WireImage
+from reward_server.outcomes import pack_outcome
 from reward_server.scorers.base import ItemError, Outcome, Scores
 
 VERSION = 1
-IMAGE_FORMATS = ("png", "jpeg", "webp", "raw")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,15 +42,6 @@ class Limits:
     max_body_bytes: int = 64 << 20
     max_items: int = 256
     max_pixels: int = 4096 * 4096
-
-
-@dataclass(frozen=True, slots=True)
-class WireImage:
-    """An image as it travels; ``shape`` is [height, width, 3] for raw pixels and None otherwise."""
-
-    format: str
-    data: bytes
-    shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +131,7 @@ def decode_request(body: bytes, media_type: str = MSGPACK, limits: Limits | None
 def encode_response(response: ScoreResponse, media_type: str = MSGPACK) -> bytes:
     """Body of a reply."""
     results = [
-        {"id": result.id, "rewards": {name: _pack_outcome(outcome) for name, outcome in result.rewards.items()}}
+        {"id": result.id, "rewards": {name: pack_outcome(outcome) for name, outcome in result.rewards.items()}}
         for result in response.results
     ]
     return dump(
@@ -185,8 +177,7 @@ def _unpack_item(item: Any, index: int, media_type: str) -> WireItem:
     where = f"items[{index}]"
     try:
         metadata = get(item, "metadata", dict, where) if "metadata" in item else {}
-        if not all(isinstance(key, str) for key in metadata):
-            raise WireError(f"{where}.metadata", "expected strings as keys")
+        plain(metadata, f"{where}.metadata")
         return WireItem(
             id=get(item, "id", int, where) if "id" in item else index,
             image=_unpack_image(get(item, "image", dict, where), f"{where}.image", media_type),
@@ -220,13 +211,6 @@ def _raw_shape(shape: Any, size: int, where: str) -> tuple[int, int, int]:
     if channels != 3 or height * width * channels != size:
         raise WireError(f"{where}.shape", f"is {shape}, but data holds {size} bytes; expected height * width * 3")
     return height, width, channels
-
-
-def _pack_outcome(outcome: Outcome) -> dict[str, Any]:
-    if isinstance(outcome, Scores):
-        return {"score": outcome.score, "metrics": dict(outcome.metrics), "error": None}
-    error = {"code": outcome.code, "message": outcome.message, "retryable": outcome.retryable}
-    return {"score": None, "metrics": {}, "error": error}
 
 
 def _unpack_outcome(value: Any, where: str) -> Outcome:

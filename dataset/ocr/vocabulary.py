@@ -13,7 +13,7 @@ class Place:
 
     Attributes:
         scenes: prompts with one ``{}``, which stands for the text and its double quotes.
-        texts: one to three words each.
+        texts: one to three words or numbers each.
     """
 
     scenes: tuple[str, ...]
@@ -171,7 +171,20 @@ LABEL = Place(
         *_words("Flour Sugar Salt Pepper Rice Oats Cocoa Cinnamon Basil Olives Pickles Fragile Organic Recycle"),
     ),
 )
-PLACES: tuple[Place, ...] = (SHOP, STREET, NUMBER, BOOK, EVENT, MOTTO, SCREEN, LABEL)
+DIGITS = Place(
+    scenes=(
+        "A brass house number on a front door that reads {}",
+        "A racing car with {} painted on its hood",
+        "A runner wearing a paper bib with the number {}",
+        "A football jersey on a hanger with {} on its back",
+        "A painted parking space on asphalt marked {}",
+        "A red tram at a stop with {} on its front",
+        "A birthday cake with {} written in icing",
+    ),
+    # No single digits: they would be found in whatever else is read in an image.
+    texts=tuple(str(n) for n in (*range(12, 100, 7), *range(103, 1000, 37), *range(1024, 10000, 317))),
+)
+PLACES: tuple[Place, ...] = (SHOP, STREET, NUMBER, BOOK, EVENT, MOTTO, SCREEN, LABEL, DIGITS)
 
 FINISHES: tuple[str, ...] = (
     *("", "", "", "", ", close-up photo", ", soft morning light", ", at night"),

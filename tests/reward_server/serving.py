@@ -1,93 +1,83 @@
-"""A real reward server in a thread, on a free port or a given one, and scorers that misbehave on request."""
+"""A real reward server in a thread, on a free port or a given one, with scorers that misbehave on request."""
 
 from __future__ import annotations
 
 import socket
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
 from reward_server import process
 from reward_server.app import create_app
-from reward_server.scorers.base import Item, ItemError, Outcome, Scores
-from reward_server.service import Service, Settings
+from reward_server.service import Service
+from reward_server.settings import ScorerSettings, Settings
 from reward_server.wire import Limits
 
-FAKES = {
-    "fake": "tests.reward_server.serving:Fake",
-    "gate": "tests.reward_server.serving:Gate",
-}
+FAKES = Path(__file__).with_name("fakes.py")
+_OF_SCORERS = {f.name for f in fields(ScorerSettings)} - {"scorer", "options"}
 
 
-class Fake:
-    """Score = red of the first pixel, over 255; the prompt can ask for trouble.
+def settings(*rewards: str, options: Mapping[str, Mapping[str, Any]] | None = None, **changes: Any) -> Settings:
+    """Settings with small limits. "geneval" is the real one, any other reward a fake.
 
     Args:
-        version: of the fingerprint.
+        *rewards: names; "fake" and "fake_2" are the same kind of fake.
+        options: reward name -> options of its scorer; "class" among them names another class of the fakes.
+        **changes: of ``Settings``, or of every reward's ``ScorerSettings``.
     """
-
-    def __init__(self, version: str = "1") -> None:
-        self.version = version
-        self.batches: list[int] = []
-        self.flaky_calls = 0
-
-    def __call__(self, items: Sequence[Item]) -> list[Outcome]:
-        self.batches.append(len(items))
-        if any(item.prompt == "poison" for item in items):
-            raise RuntimeError("swallowed poison")
-        return [self._outcome(item) for item in items]
-
-    def _outcome(self, item: Item) -> Outcome:
-        if item.prompt in ("nan", "text"):
-            return Scores(float("nan") if item.prompt == "nan" else "high")  # type: ignore[arg-type]
-        if item.prompt == "flaky":
-            self.flaky_calls += 1
-            if self.flaky_calls % 2:
-                return ItemError("flaky", "not this time", retryable=True)
-        return Scores(float(item.image[0, 0, 0]) / 255, {"twice": float(item.image[0, 0, 0]) / 127.5})
-
-    def fingerprint(self) -> Mapping[str, str]:
-        return {"version": self.version}
-
-    def example(self) -> tuple[str, Mapping[str, Any]]:
-        return "", {}
-
-
-class Gate(Fake):
-    """Holds batches with the prompt "wait" until the test opens the gate."""
-
-    entered = threading.Event()
-    opened = threading.Event()
-
-    @classmethod
-    def close(cls) -> None:
-        cls.entered.clear()
-        cls.opened.clear()
-
-    def __call__(self, items: Sequence[Item]) -> list[Outcome]:
-        if any(item.prompt == "wait" for item in items):
-            self.entered.set()
-            self.opened.wait(60)
-        return super().__call__(items)
-
-
-def settings(*rewards: str, **changes: Any) -> Settings:
-    """Settings with small limits."""
     limits = changes.pop("limits", Limits(max_body_bytes=1 << 20, max_items=16, max_pixels=256 * 256))
-    options = changes.pop("options", {})
-    return Settings({name: options.get(name, {}) for name in rewards}, limits, **{"max_queued": 64} | changes)
+    own = {key: changes.pop(key) for key in list(changes) if key in _OF_SCORERS}
+    scorers = {}
+    for name in rewards:
+        keys = dict((options or {}).get(name, {}))
+        target = name if name == "geneval" else f"{FAKES}:{keys.pop('class', 'Fake')}"
+        scorers[name] = ScorerSettings(target, keys, **own)
+    return Settings(scorers, limits, **{"max_queued": 64} | changes)
+
+
+class Gate:
+    """Holds batches with the prompt "wait" until it is opened; ``options`` are for the fake behind it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.options = {"folder": str(folder)}
+
+    def wait_until_entered(self) -> None:
+        """Until the scorer stands before the gate."""
+        wait_for((self.folder / "entered").exists)
+
+    def open(self) -> None:
+        """Let it through, now and from now on."""
+        (self.folder / "open").touch()
+
+    def batches(self) -> list[int]:
+        """Sizes of the batches so far, the warm-up's among them."""
+        return [int(line) for line in (self.folder / "batches").read_text().split()]
+
+
+def wait_for(condition: Callable[[], object], patience_s: float = 60.0) -> None:
+    """Return when the condition holds; fail if it never does."""
+    until = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < until, "waited too long"
+        time.sleep(0.01)
 
 
 @contextmanager
-def serve(service: Service, token: str | None = None, port: int = 0) -> Iterator[str]:
-    """URL of a server that is ready inside the block and gone after it."""
-    service.load()
+def serve(service: Service, token: str | None = None, port: int = 0, load: bool = True) -> Iterator[str]:
+    """URL of a server that is ready inside the block, unless it shall not be loaded, and gone after it."""
+    if load:
+        service.load()
     listener = process.bind("127.0.0.1", port)
-    server = uvicorn.Server(uvicorn.Config(create_app(service, token), log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(
+        uvicorn.Config(create_app(service, token), log_config=None, log_level="error", timeout_graceful_shutdown=1)
+    )
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
     while not server.started:

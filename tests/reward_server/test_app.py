@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,8 +16,8 @@ import pytest
 from reward_server.codec import MSGPACK
 from reward_server.images import encode_image
 from reward_server.scorers.base import ItemError, Scores
-from reward_server.scorers.table import SCORERS
-from reward_server.service import Service, Settings
+from reward_server.service import Service
+from reward_server.settings import SettingsError
 from reward_server.wire import (
     Limits,
     ScoreRequest,
@@ -25,17 +27,10 @@ from reward_server.wire import (
     decode_response,
     encode_request,
 )
-from tests.reward_server.serving import FAKES, Gate, serve, settings
+from reward_server.worker.handle import WorkerError
+from tests.reward_server.serving import Gate, serve, settings, wait_for
 
 STAR = {"tag": "single_object", "include": [{"class": "star", "count": 1}]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fakes() -> Iterator[None]:
-    SCORERS.update(FAKES)
-    yield
-    for name in FAKES:
-        del SCORERS[name]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +47,10 @@ def get(url: str) -> httpx.Response:
     return httpx.get(url, timeout=60)
 
 
-def post(url: str, *items: WireItem, rewards: tuple[str, ...] = ("fake",), **headers: str) -> httpx.Response:
-    body = encode_request(ScoreRequest(rewards, items, "id-1"))
+def post(
+    url: str, *items: WireItem, rewards: tuple[str, ...] = ("fake",), request_id: str = "", **headers: str
+) -> httpx.Response:
+    body = encode_request(ScoreRequest(rewards, items, request_id))
     return httpx.post(url + "/v1/score", content=body, headers={"Content-Type": MSGPACK} | headers, timeout=60)
 
 
@@ -63,7 +60,7 @@ def scored(reply: httpx.Response) -> ScoreResponse:
 
 
 def test_a_good_batch(url: str) -> None:
-    response = scored(post(url, *[grey(51 * i, item_id=10 + i) for i in range(4)]))
+    response = scored(post(url, *[grey(51 * i, item_id=10 + i) for i in range(4)], request_id="id-1"))
     assert [result.id for result in response.results] == [10, 11, 12, 13]
     assert [result.rewards["fake"] for result in response.results] == [
         Scores(i / 5, {"twice": i / 2.5}) for i in range(4)
@@ -181,19 +178,30 @@ def test_equal_versions_equal_fingerprint() -> None:
 
 def test_not_ready_before_the_warm_up() -> None:
     service = Service(settings("fake"))
-    with serve(service) as url:
-        service._ready.clear()
+    with serve(service, load=False) as url:
         assert get(url + "/readyz").status_code == 503
         assert get(url + "/livez").status_code == 200
+        assert get(url + "/info").status_code == 503
         reply = post(url, grey())
         assert (reply.status_code, error(reply)["code"], reply.headers["Retry-After"]) == (503, "not_ready", "1")
+        service.load()
+        assert get(url + "/readyz").json() == {"ready": True}
+        assert post(url, grey()).status_code == 200
 
 
 def test_a_scorer_that_cannot_load_says_why() -> None:
     service = Service(settings("geneval", options={"geneval": {"detector": "eyes"}}))
-    with pytest.raises(ValueError, match="unknown detector 'eyes'; known: shapes"):
+    with pytest.raises(WorkerError, match=r"unknown detector 'eyes'; known: .*shapes"):
         service.load()
     assert service.failure is not None and not service.ready
+    service.stop()
+
+
+def test_a_scorer_that_cannot_score_its_warm_up_image_says_why() -> None:
+    service = Service(settings("fake", options={"fake": {"class": "Broken"}}))
+    with pytest.raises(WorkerError, match=r"could not score the warm-up image: .*the weights are upside down"):
+        service.load()
+    service.stop()
 
 
 def test_token_is_needed_for_scores_and_info() -> None:
@@ -205,39 +213,89 @@ def test_token_is_needed_for_scores_and_info() -> None:
         assert get(url + "/readyz").status_code == 200
 
 
-def test_overload_deadline_and_batching() -> None:
-    service = Service(settings("gate", limits=Limits(max_items=4), max_queued=6, batch_wait_s=0.05))
+def test_overload_and_deadline(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    service = Service(settings("fake", options={"fake": gate.options}, limits=Limits(max_items=4), max_queued=6))
     with serve(service) as url:
-        Gate.close()
-        slow = threading.Thread(target=post, args=(url, grey(prompt="wait")), kwargs={"rewards": ("gate",)})
+        slow = threading.Thread(target=post, args=(url, grey(prompt="wait")))
         slow.start()
-        assert Gate.entered.wait(60)
+        gate.wait_until_entered()
 
-        late = scored(post(url, *[grey(item_id=i) for i in range(4)], rewards=("gate",), **{"X-Deadline-S": "0.2"}))
-        outcome = late.results[0].rewards["gate"]
+        late = scored(post(url, *[grey(item_id=i) for i in range(4)], **{"X-Deadline-S": "0.2"}))
+        outcome = late.results[0].rewards["fake"]
         assert isinstance(outcome, ItemError) and outcome.code == "deadline" and outcome.retryable
 
-        refused = post(url, grey(), grey(item_id=1), rewards=("gate",))
+        refused = post(url, grey(), grey(item_id=1))
         assert (refused.status_code, error(refused)["code"], refused.headers["Retry-After"]) == (503, "overloaded", "1")
 
-        Gate.opened.set()
+        gate.open()
         slow.join()
-        assert isinstance(scored(post(url, grey(), rewards=("gate",))).results[0].rewards["gate"], Scores)
-        assert service._queued == 0
+        assert isinstance(scored(post(url, grey())).results[0].rewards["fake"], Scores)
+        wait_for(lambda: service._queued == 0)
 
 
-def test_images_of_several_requests_share_a_batch() -> None:
-    service = Service(settings("fake", batch_images=6))
-    with serve(service) as url:
-        service._batchers["fake"]._max_wait_s = 30.0  # after the warm-up, which would wait in vain
-        threads = [threading.Thread(target=post, args=(url, grey(), grey(item_id=1))) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        assert service._batchers["fake"].scorer.batches[-1] == 6  # type: ignore[attr-defined]
+def test_images_of_several_requests_share_a_batch(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    service = Service(settings("fake", options={"fake": gate.options}))
+    with serve(service) as url, ThreadPoolExecutor(4) as pool:
+        pool.submit(post, url, grey(prompt="wait"))
+        gate.wait_until_entered()
+        for _ in range(3):
+            pool.submit(post, url, grey(), grey(item_id=1))
+        wait_for(lambda: service._queued == 7)
+        gate.open()
+    assert gate.batches() == [1, 1, 6]  # warm-up, the one at the gate, all that waited
+
+
+def test_a_request_sent_again_while_in_work_is_scored_once(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    service = Service(settings("fake", options={"fake": gate.options}))
+    with serve(service) as url, ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(post, url, grey(prompt="wait"), request_id="twice") for _ in range(2)]
+        gate.wait_until_entered()
+        other = pool.submit(post, url, grey(102), request_id="twice")  # by mistake: its own images count
+        wait_for(lambda: service._queued == 2)
+        gate.open()
+        assert {reply.result().content[-60:] for reply in asked} == {asked[0].result().content[-60:]}
+        assert [scored(reply.result()).results[0].rewards["fake"].score for reply in (asked[0], other)] == [0.2, 0.4]  # type: ignore[union-attr]
+    assert sum(gate.batches()) == 3
+    assert not service._in_work
+
+
+def test_metrics_count_what_happened() -> None:
+    with serve(Service(settings("fake")), token="secret") as url:
+        assert get(url + "/metrics").status_code == 401
+        authorised = {"Authorization": "Bearer secret"}
+        post(url, grey(), grey(prompt="poison", item_id=1), **authorised)
+        post(url)
+        text = httpx.get(url + "/metrics", headers=authorised).text
+    for line in (
+        'awm_reward_requests_total{status="200"} 1.0',
+        'awm_reward_requests_total{status="401"} 1.0',
+        'awm_reward_images_total{outcome="ok",reward="fake"} 1.0',
+        'awm_reward_images_total{outcome="scorer_failed",reward="fake"} 1.0',
+        'awm_reward_batch_images_sum{reward="fake"} 2.0',
+        'awm_reward_workers_alive{reward="fake"} 1.0',
+        'awm_reward_worker_restarts_total{reward="fake"} 0.0',
+    ):
+        assert line in text.splitlines(), f"{line} is not in\n{text}"
+
+
+def test_the_schema_describes_both_media_types(url: str) -> None:
+    schema = get(url + "/openapi.json").json()
+    operation = schema["paths"]["/v1/score"]["post"]
+    assert set(operation["requestBody"]["content"]) == {MSGPACK, "application/json"}
+    assert {"200", "401", "413", "415", "422", "503"} <= set(operation["responses"])
 
 
 def test_a_queue_too_small_for_one_request_is_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="raise it to 512"):
-        Settings({"fake": {}, "gate": {}}, Limits(max_items=256), max_queued=256)
+    with pytest.raises(SettingsError, match="raise it to 512"):
+        settings("fake", "geneval", limits=Limits(max_items=256), max_queued=256)
+
+
+def test_a_defect_of_the_server_is_said_in_its_own_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = Service(settings("fake"))
+    with serve(service) as url:
+        monkeypatch.setattr(service, "fingerprint", lambda name: {}[name])
+        reply = post(url, grey())
+    assert (reply.status_code, error(reply)["code"]) == (500, "internal")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
@@ -16,17 +16,11 @@ import pytest
 
 from reward_server import process
 from reward_server.cli import main
-from reward_server.scorers.table import SCORERS
+from reward_server.service import Service
+from tests.reward_server.serving import FAKES, serve, settings, wait_for
 
 COMMAND = [sys.executable, "-m", "reward_server.cli", "--port", "0"]
 PATIENCE_S = 90.0  # loading Python on a busy machine
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < until, "waited too long"
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -42,7 +36,7 @@ def test_signals_end_it_cleanly(number: signal.Signals, tmp_path: Path) -> None:
         assert server.stdout is not None
         line = server.stdout.readline()
         assert line.startswith("listening on http://127.0.0.1:")
-        wait_for(url_file.exists)
+        wait_for(url_file.exists, PATIENCE_S)
         url = url_file.read_text().strip()
         assert line == f"listening on {url}\n"
         assert httpx.get(url + "/readyz", timeout=PATIENCE_S).json() == {"ready": True}
@@ -62,7 +56,7 @@ def test_it_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", launcher], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
         assert parent.stdout is not None
         server = int(parent.stdout.readline())
-        wait_for(url_file.exists)
+        wait_for(url_file.exists, PATIENCE_S)
         parent.kill()
     wait_for(lambda: not psutil.pid_exists(server) or psutil.Process(server).status() == psutil.STATUS_ZOMBIE)
 
@@ -83,6 +77,11 @@ def test_a_public_address_needs_a_token(host: str, capsys: pytest.CaptureFixture
         (["--detector", "eyes"], "shapes"),
         (["--port", "70000"], "0 to 65535"),
         (["--max-queued", "10"], "raise it to 256"),
+        (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file"),
+        (["--config", "nowhere.yaml", "--scorer", "geneval"], "names the scorers and their options"),
+        (["--option", "geneval.detector"], "expected SCORER.KEY=VALUE"),
+        (["--option", "ocr.engine=rapidocr"], "with SCORER among geneval"),
+        (["--device", "gpu0"], "expected a list of cpu or cuda:N"),
     ],
 )
 def test_wrong_arguments_say_what_is_valid(
@@ -99,12 +98,66 @@ def test_a_taken_port_is_an_error() -> None:
         main(["--port", str(taken.getsockname()[1])])
 
 
-def test_a_scorer_that_cannot_load_ends_the_server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(SCORERS, "geneval", "reward_server.scorers.geneval.nowhere:Scorer")
-    with pytest.raises(SystemExit) as exit_:
-        main(["--port", "0", "--url-file", str(tmp_path / "url")])
-    assert exit_.value.code == 1
-    assert not (tmp_path / "url").exists()
+def test_a_scorer_that_cannot_load_ends_the_server(tmp_path: Path) -> None:
+    url_file = tmp_path / "url"
+    command = [*COMMAND, "--url-file", str(url_file), "--option", "geneval.detector=eyes"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert ended.returncode == 1
+    assert not url_file.exists()
+    assert "cannot start: scorer geneval: worker 0 did not start: ValueError: unknown detector 'eyes'" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_yaml_file_and_the_check_of_what_it_started(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A user's own scorer, from a file named relative to the YAML."""
+    (tmp_path / "mine.py").write_text(FAKES.read_text())
+    config, url_file = tmp_path / "server.yaml", tmp_path / "url"
+    config.write_text(
+        json.dumps(
+            {
+                "port": 0,
+                "scorers": {
+                    "mine": {"scorer": "mine.py:Fake", "options": {"version": "7"}, "workers_per_device": 2},
+                    "geneval": {},
+                },
+            }
+        )
+    )
+    command = [sys.executable, "-m", "reward_server.cli", "--config", str(config), "--url-file", str(url_file)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
+        wait_for(url_file.exists, PATIENCE_S)
+        main(["check", url_file.read_text().strip()])
+        server.terminate()
+        assert server.wait(PATIENCE_S) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[0].split()[:2] == ["reward", "state"]
+    mine, geneval = (line.split() for line in table[1:])
+    assert mine[:3] == ["mine", "ok", "0.502"] and mine[4] == "2"
+    assert geneval[:3] == ["geneval", "ok", "0"]
+
+
+def test_check_fails_for_a_reward_that_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(Service(settings("fake", options={"fake": {"class": "FailsLater"}}))) as url:
+        with pytest.raises(SystemExit) as exit_:
+            main(["check", url])
+        assert exit_.value.code == 1
+    assert "8 of 8 failed: RuntimeError: tired already" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_token")
+def test_check_of_what_is_no_server_and_of_one_with_a_token() -> None:
+    with pytest.raises(SystemExit, match="does not answer"):
+        main(["check", "http://127.0.0.1:9"])
+    with serve(Service(settings("fake")), token="secret") as url, pytest.raises(SystemExit, match="asks for a token"):
+        main(["check", url])
+
+
+def test_conversions_say_what_is_wrong_with_the_file(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"junk")
+    for command in ("convert-mask2former", "convert-open-clip"):
+        with pytest.raises(SystemExit, match="was not converted"):
+            main([command, str(tmp_path / "model.pt"), str(tmp_path / "out")])
+        assert not (tmp_path / "out").exists()
 
 
 def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +165,8 @@ def test_help_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     text = capsys.readouterr().out
     assert all(
-        option in text for option in ("--scorer", "--detector", "--url-file", "--exit-with-parent", "AWM_REWARD_TOKEN")
+        word in text
+        for word in ("--scorer", "--config", "--url-file", "--exit-with-parent", "AWM_REWARD_TOKEN", "check URL")
     )
 
 

@@ -39,7 +39,7 @@ def test_compressibility_prefers_the_flat_image() -> None:
     assert opposite == [-flat, -noisy]
 
 
-@pytest.mark.parametrize("name", IN_PROCESS)
+@pytest.mark.parametrize("name", [name for name in IN_PROCESS if not name.startswith("differentiable_")])  # downloads
 def test_every_name_in_the_table_works(name: str) -> None:
     reward: Reward = make_reward(name, URLS)
     reward.check()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import msgpack
@@ -21,18 +23,9 @@ from awm.rewards.errors import RewardError
 from awm.rewards.mixture import MixtureReward
 from awm.rewards.remote import RemoteReward
 from awm.types import Rewards
-from reward_server.scorers.table import SCORERS
 from reward_server.service import Service
 from reward_server.wire import Limits
-from tests.reward_server.serving import FAKES, Gate, free_port, serve, settings
-
-
-@pytest.fixture(scope="module", autouse=True)
-def fakes() -> Iterator[None]:
-    SCORERS.update(FAKES)
-    yield
-    for name in FAKES:
-        del SCORERS[name]
+from tests.reward_server.serving import Gate, free_port, serve, settings
 
 
 @pytest.fixture(autouse=True)
@@ -160,27 +153,29 @@ def test_wrong_token_says_what_to_set() -> None:
                 attempt()
 
 
-def test_an_overloaded_server_is_asked_again() -> None:
-    with serve(Service(settings("gate", limits=Limits(max_items=1), max_queued=1))) as url:
-        Gate.close()
-        blocker = threading.Thread(target=ask, args=(RemoteReward([url], "gate"), images(0.2), ["wait"]))
+def test_an_overloaded_server_is_asked_again(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    options = {"fake": gate.options}
+    with serve(Service(settings("fake", options=options, limits=Limits(max_items=1), max_queued=1))) as url:
+        blocker = threading.Thread(target=ask, args=(RemoteReward([url], "fake"), images(0.2), ["wait"]))
         blocker.start()
-        assert Gate.entered.wait(60)
-        threading.Timer(0.5, Gate.opened.set).start()
-        rewards = ask(RemoteReward([url], "gate"), images(0.6))
+        gate.wait_until_entered()
+        threading.Timer(0.5, gate.open).start()
+        rewards = ask(RemoteReward([url], "fake"), images(0.6))
         blocker.join()
     torch.testing.assert_close(rewards.total, torch.tensor([0.6]))
 
 
-def test_overload_without_end_is_an_error() -> None:
-    with serve(Service(settings("gate", limits=Limits(max_items=1), max_queued=1))) as url:
-        Gate.close()
-        blocker = threading.Thread(target=ask, args=(RemoteReward([url], "gate"), images(0.2), ["wait"]))
+def test_overload_without_end_is_an_error(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    options = {"fake": gate.options}
+    with serve(Service(settings("fake", options=options, limits=Limits(max_items=1), max_queued=1))) as url:
+        blocker = threading.Thread(target=ask, args=(RemoteReward([url], "fake"), images(0.2), ["wait"]))
         blocker.start()
-        assert Gate.entered.wait(60)
+        gate.wait_until_entered()
         with pytest.raises(RewardError, match="HTTP 503: 1 images are waiting"):
-            ask(RemoteReward([url], "gate", max_retries=0), images(0.6))
-        Gate.opened.set()
+            ask(RemoteReward([url], "fake", max_retries=0), images(0.6))
+        gate.open()
         blocker.join()
 
 
@@ -213,24 +208,26 @@ def test_a_server_that_comes_back_with_another_version(allowed: bool) -> None:
                     ask(reward, images(0.4))
 
 
-def test_requests_spread_over_servers_and_survive_one() -> None:
-    services = [Service(settings("fake")) for _ in range(2)]
+def test_requests_spread_over_servers_and_survive_one(tmp_path: Path) -> None:
+    gates = [Gate(tmp_path / name) for name in "ab"]
+    for gate in gates:
+        gate.folder.mkdir()
+    services = [Service(settings("fake", options={"fake": gate.options})) for gate in gates]
     with ExitStack() as first, ExitStack() as second:
         urls = [first.enter_context(serve(services[0])), second.enter_context(serve(services[1]))]
         reward = RemoteReward(urls, "fake", max_images=1)
         assert ask(reward, images(*[0.2] * 16)).valid.all()
-        counts = [sum(service._batchers["fake"].scorer.batches) for service in services]  # type: ignore[attr-defined]
-        assert min(counts) > 1
+        assert min(sum(gate.batches()) for gate in gates) > 1
         first.close()
         assert ask(reward, images(*[0.2] * 16)).valid.all()
 
 
-def test_names_of_one_scorer_share_a_request() -> None:
-    service = Service(settings("fake"))
-    with serve(service) as url:
+def test_names_of_one_scorer_share_a_request(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with serve(Service(settings("fake", options={"fake": gate.options}))) as url:
         pair = {name: (RemoteReward([url], name), weight) for name, weight in [("fake", 1.0), ("fake.twice", 0.5)]}
         rewards = ask(MixtureReward(pair), images(0.2, 0.4))
-        assert service._batchers["fake"].scorer.batches == [1, 2]  # type: ignore[attr-defined]
+        assert gate.batches() == [1, 2]
     torch.testing.assert_close(rewards.total, torch.tensor([0.4, 0.8]))
 
 
@@ -239,6 +236,8 @@ class Liar(BaseHTTPRequestHandler):
 
     results: list[dict[str, Any]] | None = None
     status = 200
+    error: str | None = None
+    failures = 0  # of the first requests, in the words of a proxy
 
     def do_POST(self) -> None:
         request = msgpack.unpackb(self.rfile.read(int(self.headers["Content-Length"])))
@@ -250,7 +249,13 @@ class Liar(BaseHTTPRequestHandler):
             "results": self.results,
         }
         data = b"<html>proxy</html>" if self.results is None else msgpack.packb(body)
-        self.send_response(self.status)
+        if self.error:
+            data = json.dumps({"error": {"code": self.error, "message": "a defect"}}).encode()
+        status = self.status
+        if type(self).failures > 0:
+            type(self).failures -= 1
+            status, data = 500, b"<html>proxy</html>"
+        self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
@@ -271,7 +276,6 @@ def entry(item_id: int, score: Any) -> dict[str, Any]:
         (200, [entry(0, 1.0), entry(0, 1.0)], "asked for 2 images"),
         (200, [entry(0, 1.0), entry(1, float("nan"))], "finite number"),
         (200, [entry(0, 1.0), {"id": 1, "rewards": {}}], "lacks the reward"),
-        (500, None, "HTTP 500"),
     ],
 )
 def test_a_wrong_answer_is_an_error_and_not_tried_again(status: int, results: Any, message: str) -> None:
@@ -280,6 +284,30 @@ def test_a_wrong_answer_is_an_error_and_not_tried_again(status: int, results: An
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with pytest.raises(RewardError, match=message):
             ask(RemoteReward([f"http://127.0.0.1:{server.server_port}"], "fake"), images(0.1, 0.2))
+        server.shutdown()
+
+
+def test_a_500_of_the_server_itself_is_final() -> None:
+    handler = type("Prepared", (Liar,), {"status": 500, "error": "internal"})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        reward = RemoteReward([f"http://127.0.0.1:{server.server_port}"], "fake")
+        with pytest.raises(RewardError, match="HTTP 500: a defect"):
+            ask(reward, images(0.1))
+        server.shutdown()
+
+
+@pytest.mark.parametrize(("max_retries", "succeeds"), [(3, True), (2, False)])
+def test_a_500_of_a_proxy_is_tried_again(max_retries: int, succeeds: bool) -> None:
+    handler = type("Prepared", (Liar,), {"results": [entry(0, 0.5)], "failures": 3})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        reward = RemoteReward([f"http://127.0.0.1:{server.server_port}"], "fake", max_retries=max_retries)
+        if succeeds:
+            assert ask(reward, images(0.1)).total.tolist() == [0.5]
+        else:
+            with pytest.raises(RewardError, match="HTTP 500"):
+                ask(reward, images(0.1))
         server.shutdown()
 
 

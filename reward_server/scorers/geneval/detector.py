@@ -21,7 +21,10 @@ class Detector(Protocol):
     """Every class name it can report, in its own order."""
 
     def detect(self, images: Sequence[RGBImage]) -> list[list[Detection]]:
-        """Objects of each image, in any order, the doubtful ones included: the rules own the threshold."""
+        """Objects of each image, in any order.
+
+        The rules own the thresholds: only objects that cannot score above the lowest may be left out.
+        """
 
     def colors(self, queries: Sequence[tuple[RGBImage, Detection]]) -> list[str]:
         """GenEval colour of each object.

@@ -45,7 +45,7 @@ class Detection:
         score: confidence in [0, 1].
         box: where it is.
         color: its colour, if the detector finds it on the way.
-        mask: [H, W] bool, which pixels are the object's, if the detector segments.
+        mask: [height, width] bool of the box, which of its pixels are the object's, if the detector segments.
     """
 
     class_name: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +15,11 @@ from reward_server.scorers.table import load
 
 VERSION = "1"  # of rules and preprocessing; raise it with any change that can change a score
 
-DETECTORS: dict[str, str] = {"shapes": "reward_server.scorers.geneval.shapes:ShapesDetector"}
+DETECTORS: dict[str, str] = {
+    "hf": "reward_server.scorers.geneval.mask2former:Mask2FormerDetector",
+    "mmdet": "reward_server.scorers.geneval.mmdet_detector:MmdetDetector",
+    "shapes": "reward_server.scorers.geneval.shapes:ShapesDetector",
+}
 """Name -> dotted path of a class with the methods of ``Detector``, imported when chosen."""
 
 
@@ -21,12 +27,18 @@ class GenevalScorer:
     """Scores images by GenEval's rules: ``score`` is the soft reward; the metrics hold the other three.
 
     Args:
-        detector: a name in ``DETECTORS``.
+        detector: a name in ``DETECTORS``: "hf" is the real one, "mmdet" its original in an environment of its own,
+            "shapes" the one for the drawn shapes of the tiny model.
+        detector_options: keyword arguments of that detector's class.
+
+    Raises:
+        ValueError: the detector, one of its options or its model is unknown.
     """
 
-    def __init__(self, detector: str = "shapes") -> None:
-        make: Callable[[], Detector] = load(DETECTORS, detector, "detector")
-        self.detector = make()
+    def __init__(self, detector: str = "shapes", **detector_options: Any) -> None:
+        make: Callable[..., Detector] = load(DETECTORS, detector, "detector")
+        _check_options(make, detector, detector_options)
+        self.detector = make(**detector_options)
 
     def fingerprint(self) -> Mapping[str, str]:
         """Version of the rules, and the detector's own fingerprint."""
@@ -77,3 +89,16 @@ class GenevalScorer:
         for answer, color in zip(answers, self.detector.colors(queries), strict=True):
             answer.append(color)
         return colors
+
+
+def _check_options(make: Callable[..., Detector], detector: str, options: Mapping[str, Any]) -> None:
+    known = inspect.signature(make).parameters
+    for name in options:
+        if name not in known:
+            close = difflib.get_close_matches(name, list(known), n=1)
+            hint = f" Did you mean {close[0]!r}?" if close else ""
+            takes = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise ValueError(f"the {detector} detector has no option {name!r}; {takes}.{hint}")
+    for name, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and name not in options:
+            raise ValueError(f"the {detector} detector needs the option {name!r}")

@@ -1,0 +1,101 @@
+"""The worker's side: build the scorer, warm it up, then answer one batch after the other until the server is gone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from reward_server.images import ImageError, WireImage, decode_image
+from reward_server.outcomes import pack_outcome
+from reward_server.scorers.base import Item, ItemError, Outcome, Scorer, Scores
+from reward_server.scorers.table import build_scorer
+from reward_server.worker.frames import Closed, receive, send
+from reward_server.worker.scoring import score_items
+
+WARM_UP_SIZE = 64  # pixels a side
+PARENT_POLL_S = 0.5
+
+
+def run(descriptor: int) -> None:
+    """Serve the server at the other end of the socket until it closes it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's business
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
+    _exit_with_parent()
+    with socket.socket(fileno=descriptor) as connection:
+        try:
+            start, _ = receive(connection)
+            scorer = _started(connection, start)
+            while scorer is not None:
+                _answer(connection, scorer, start["name"], start["max_pixels"])
+        except (Closed, BrokenPipeError, ConnectionResetError):
+            return
+
+
+def _started(connection: socket.socket, start: Mapping[str, Any]) -> Scorer | None:
+    """The scorer, after it has scored a grey image; or None, the server being told why."""
+    try:
+        scorer = build_scorer(start["scorer"], start["options"])
+        prompt, metadata = scorer.example()
+        grey = np.full((WARM_UP_SIZE, WARM_UP_SIZE, 3), 128, dtype=np.uint8)
+        outcome = score_items(scorer, [Item(grey, prompt, metadata)], start["name"])[0]
+        if not isinstance(outcome, Scores):
+            raise RuntimeError(f"could not score the warm-up image: {outcome.message}")
+        hello = {
+            "error": None,
+            "metrics": sorted(outcome.metrics),
+            "versions": dict(scorer.fingerprint()),
+            "example": {"prompt": prompt, "metadata": dict(metadata)},
+        }
+    except Exception as error:
+        if not isinstance(error, ValueError | OSError):  # those are sentences for users, the others are defects
+            traceback.print_exc()
+        send(connection, {"error": f"{type(error).__name__}: {error}"})
+        return None
+    send(connection, hello)
+    return scorer
+
+
+def _answer(connection: socket.socket, scorer: Scorer, name: str, max_pixels: int) -> None:
+    header, blobs = receive(connection)
+    started = time.perf_counter()
+    prepared = [_prepare(about, blob, max_pixels) for about, blob in zip(header["items"], blobs, strict=True)]
+    decoded = time.perf_counter()
+    outcomes = _score(scorer, prepared, name)
+    timing = {"decode_s": decoded - started, "score_s": time.perf_counter() - decoded}
+    send(connection, {"outcomes": [pack_outcome(outcome) for outcome in outcomes], "timing": timing})
+
+
+def _prepare(about: Mapping[str, Any], blob: bytes, max_pixels: int) -> Item | ItemError:
+    shape = about["shape"]
+    try:
+        image = WireImage(about["format"], blob, None if shape is None else tuple(shape))
+        return Item(decode_image(image, max_pixels), about["prompt"], about["metadata"])
+    except ImageError as error:
+        return ItemError("bad_image", f"image: {error}")
+
+
+def _score(scorer: Scorer, prepared: Sequence[Item | ItemError], name: str) -> list[Outcome]:
+    scores = iter(score_items(scorer, [item for item in prepared if isinstance(item, Item)], name))
+    return [item if isinstance(item, ItemError) else next(scores) for item in prepared]
+
+
+def _exit_with_parent() -> None:
+    """End this process when the server is gone, even in the midst of a batch, when nobody reads the socket."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()

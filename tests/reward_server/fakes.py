@@ -1,0 +1,104 @@
+"""Scorers that misbehave on request. A worker process loads this file by its path, as it would a user's own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from reward_server.scorers.base import Item, ItemError, Outcome, Scores
+
+
+class Fake:
+    """Score = red of the first pixel, over 255; the prompt can ask for trouble.
+
+    Args:
+        version: of the fingerprint.
+        folder: for ``batches``, the sizes of the batches so far, and for the gate of the prompt "wait", which the
+            test opens by making the file ``open``; ``entered`` says that the scorer stands before it.
+        seconds: taken by each batch.
+    """
+
+    def __init__(self, version: str = "1", folder: str | None = None, seconds: float = 0.0) -> None:
+        self.version = version
+        self.folder = Path(folder) if folder else None
+        self.seconds = seconds
+        self.flaky_calls = 0
+
+    def __call__(self, items: Sequence[Item]) -> list[Outcome]:
+        prompts = [item.prompt for item in items]
+        if self.folder:
+            with (self.folder / "batches").open("a") as log:
+                log.write(f"{len(items)}\n")
+        if "crash" in prompts:
+            os.abort()
+        if "kill" in prompts:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if "hang" in prompts:
+            time.sleep(3600)
+        if "wait" in prompts:
+            self._wait_for_gate()
+        if "poison" in prompts:
+            raise RuntimeError("swallowed poison")
+        time.sleep(self.seconds)
+        return [self._outcome(item) for item in items]
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return {"version": self.version}
+
+    def example(self) -> tuple[str, Mapping[str, Any]]:
+        return "", {}
+
+    def _outcome(self, item: Item) -> Outcome:
+        if item.prompt in ("nan", "text"):
+            return Scores(float("nan") if item.prompt == "nan" else "high")  # type: ignore[arg-type]
+        if item.prompt == "flaky":
+            self.flaky_calls += 1
+            if self.flaky_calls % 2:
+                return ItemError("flaky", "not this time", retryable=True)
+        return Scores(float(item.image[0, 0, 0]) / 255, {"twice": float(item.image[0, 0, 0]) / 127.5})
+
+    def _wait_for_gate(self) -> None:
+        assert self.folder is not None
+        (self.folder / "entered").touch()
+        while not (self.folder / "open").exists():
+            time.sleep(0.01)
+
+
+class Broken(Fake):
+    """Cannot be warmed up."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Outcome]:
+        raise RuntimeError("the weights are upside down")
+
+
+class Moody(Fake):
+    """Starts only as often as the file ``starts`` in its folder says."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__(folder=folder)
+        counter = Path(folder) / "starts"
+        left = int(counter.read_text())
+        if left == 0:
+            raise RuntimeError("not today")
+        counter.write_text(str(left - 1))
+
+
+class Changing(Fake):
+    """Another version each time it starts."""
+
+    def __init__(self) -> None:
+        super().__init__(version=str(os.getpid()))
+
+
+class FailsLater(Fake):
+    """Scores its warm-up image and nothing else."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Outcome]:
+        self.flaky_calls += 1
+        if self.flaky_calls > 1:
+            raise RuntimeError("tired already")
+        return super().__call__(items)
