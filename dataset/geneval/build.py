@@ -2,7 +2,7 @@
 
     python -m dataset.geneval.build                                    # the committed files
     python -m dataset.geneval.build --num-train 50000 --out /data/geneval_50k
-    python -m dataset.geneval.build --official evaluation_metadata.jsonl --out /data/geneval_official
+    python -m dataset.geneval.build --official download --out /data/geneval_official
 
 The test prompts have the per-task counts of the benchmark. No training prompt asks for the same image as a test
 prompt, whatever the order of its words.
@@ -18,11 +18,14 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
 
 from awm.data.prompts import geneval
+from dataset.fetch import fetch
 from dataset.files import builder_parser, numbered_lines, positive, run, unique, write_lines
 from dataset.geneval.tasks import TASKS, Record, meaning
 
 FOLDER = Path(__file__).resolve().parent
 NUM_TRAIN = 5100
+OFFICIAL_URL = "https://raw.githubusercontent.com/djghosh13/geneval/main/prompts/evaluation_metadata.jsonl"
+DOWNLOAD = "download"
 TEST_COUNTS = {"single_object": 80, "two_object": 99, "counting": 80, "colors": 94, "position": 100, "color_attr": 100}
 RATIO = {"position": 7, "counting": 5, "color_attr": 3, "colors": 1, "two_object": 1, "single_object": 0}
 """Training mixture of Flow-GRPO, https://arxiv.org/abs/2505.05470: more of what the base model fails at."""
@@ -134,6 +137,8 @@ def build(args: argparse.Namespace) -> None:
     Raises:
         ValueError: a given file is missing or malformed, or the mixture cannot be made.
     """
+    if args.official == Path(DOWNLOAD):
+        args.official = fetch(OFFICIAL_URL)
     test = read_metadata(args.official) if args.official else test_records(args.seed)
     if args.train_from:
         train = without(read_metadata(args.train_from), test)
@@ -166,7 +171,10 @@ def parser() -> argparse.ArgumentParser:
         "--ratio", type=parse_ratio, default=RATIO, help=f"training mixture, TASK=WEIGHT,... (default: {mixture})"
     )
     options.add_argument(
-        "--official", type=Path, metavar="PATH", help="take the test set from GenEval's evaluation_metadata.jsonl"
+        "--official",
+        type=Path,
+        metavar="PATH",
+        help=f"take the test set from GenEval's evaluation_metadata.jsonl; `{DOWNLOAD}` fetches it from {OFFICIAL_URL}",
     )
     options.add_argument(
         "--train-from", type=Path, metavar="PATH", help="take the training set from this file, less the test scenes"

@@ -2,6 +2,7 @@
 
     python -m dataset.pickscore.build                                        # the committed files
     python -m dataset.pickscore.build --num-train 20000 --out /data/pictures_20k
+    python -m dataset.pickscore.build --from-hub --out /data/pickapic
     python -m dataset.pickscore.build --from-parquet captions.parquet --column caption --num-test 500 --out /data/mine
 
 No scene (subject and setting) of the test set occurs in training.
@@ -16,10 +17,12 @@ from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 
+from dataset.fetch import fetch_shards
 from dataset.files import builder_parser, hold_out, numbered_lines, one_line, positive, run, unique, write_lines
 from dataset.pickscore.vocabulary import DETAILS, LAYOUTS, STYLES, THEMES
 
 FOLDER = Path(__file__).resolve().parent
+PICK_A_PIC = "yuvalkirstain/pickapic_v1_no_images"
 NUM_TRAIN = 2500
 NUM_TEST = 200
 HELD_OUT = 0.08
@@ -132,9 +135,8 @@ def build(args: argparse.Namespace) -> None:
     Raises:
         ValueError: the given file is missing or malformed, or there are not enough prompts.
     """
-    if args.from_parquet or args.from_jsonl:
-        read = read_parquet if args.from_parquet else read_jsonl
-        captions = read(args.from_parquet or args.from_jsonl, args.column)
+    if args.from_hub or args.from_parquet or args.from_jsonl:
+        captions = _given_captions(args)
         train, test = convert(captions, args.num_train, args.num_test, args.seed)
         print(f"{len(captions)} captions, {len(train) + len(test)} used")
     else:
@@ -143,6 +145,13 @@ def build(args: argparse.Namespace) -> None:
         path = args.out / f"{split}.txt"
         write_lines(path, prompts)
         print(f"{path}: {len(prompts)} prompts")
+
+
+def _given_captions(args: argparse.Namespace) -> list[str]:
+    if args.from_jsonl:
+        return read_jsonl(args.from_jsonl, args.column)
+    files = fetch_shards(args.from_hub, args.split) if args.from_hub else [args.from_parquet]
+    return [caption for file in files for caption in read_parquet(file, args.column)]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -158,6 +167,14 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument(
         "--from-parquet", type=Path, metavar="PATH", help="use the captions in this file (needs pyarrow)"
     )
+    source.add_argument(
+        "--from-hub",
+        metavar="ID",
+        nargs="?",
+        const=PICK_A_PIC,
+        help=f"download the captions of a data set on the Hugging Face hub (default: {PICK_A_PIC}; needs pyarrow)",
+    )
+    options.add_argument("--split", default="train", help="of that data set (default: %(default)s)")
     source.add_argument("--from-jsonl", type=Path, metavar="PATH", help="use the captions in this file")
     options.add_argument(
         "--column", default="caption", help="where the captions are in that file (default: %(default)s)"

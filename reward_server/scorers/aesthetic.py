@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from reward_server.scorers.base import Item, Outcome, Scores
 from reward_server.scorers.clip import Clip
 from reward_server.scorers.clip_files import hash_weights
+from reward_server.scorers.weights import read_weights
 
 MODEL = "openai/clip-vit-large-patch14"
-FILE = "sac+logos+ava1-l14-linearMSE.pth"
+FILE = "sac+logos+ava1-l14-linearMSE.pth of https://github.com/christophschuhmann/improved-aesthetic-predictor"
 WIDTHS = (1024, 128, 64, 16, 1)
 POSITIONS = (0, 2, 4, 6, 7)  # of the linear layers in the file's numbering, which counts the dropouts
 
@@ -71,18 +72,9 @@ def read_head(path: str | None) -> dict[str, Tensor]:
     Raises:
         ValueError: no file, or something else in it.
     """
-    if path is None or not Path(path).is_file():
-        raise ValueError(
-            f"head is {path!r}; the aesthetic scorer needs the file {FILE} of "
-            "https://github.com/christophschuhmann/improved-aesthetic-predictor: download it and set head to its path"
-        )
-    try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever is wrong with the file: pickle, zip, end of file
-        raise ValueError(f"{path} is no file of weights alone: {error}; expected {FILE}") from error
-    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"{path} holds no state dict; expected {FILE}")
-    return weights
+    if path is None:
+        raise ValueError(f"the aesthetic scorer needs {FILE}: download it and set the option head to its path")
+    return read_weights(Path(path), FILE)
 
 
 def build_head(weights: Mapping[str, Tensor], dimension: int) -> nn.Sequential:
@@ -102,7 +94,7 @@ def build_head(weights: Mapping[str, Tensor], dimension: int) -> nn.Sequential:
         if expected.get(name) != given.get(name):
             raise ValueError(
                 f"{name} of the aesthetic head has shape {given.get(name)}, expected {expected.get(name)} for CLIP "
-                f"embeddings of {dimension} numbers; give the file {FILE} and the CLIP it belongs to"
+                f"embeddings of {dimension} numbers; expected {FILE}, and the CLIP it belongs to"
             )
     with torch.no_grad():
         for position, layer in zip(POSITIONS, layers, strict=True):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from reward_server.scorers.clip_files import CLIPConfig, CLIPModel, load_tokenizer
+from reward_server.scorers.weights import read_weights
 
 HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}  # of ViT-H, g and bigG by their width; of all other towers 64
 
@@ -76,7 +77,8 @@ def load_open_clip(checkpoint: Path, dtype: torch.dtype, *, activation: str = "g
     Raises:
         ValueError: the file is missing or is no such checkpoint.
     """
-    weights = _read(checkpoint)
+    read = read_weights(checkpoint, "an open_clip checkpoint (.pt)")
+    weights = {name.removeprefix("module."): tensor for name, tensor in read.items()}
     try:
         state = convert_weights(weights)
         config = config_of(weights, activation=activation)
@@ -155,19 +157,6 @@ def _convert_block(name: str, block: re.Match[str], tensor: Tensor) -> dict[str,
     if part not in _IN_BLOCK:
         raise ValueError(_unknown(name))
     return {f"{layer}.{_IN_BLOCK[part]}.{kind}": tensor}
-
-
-def _read(checkpoint: Path) -> dict[str, Tensor]:
-    if not checkpoint.is_file():
-        raise ValueError(f"there is no file {checkpoint}; give the path of an open_clip checkpoint (.pt)")
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever is wrong with the file: pickle, zip, end of file
-        raise ValueError(f"{checkpoint} is no checkpoint of weights alone: {error}") from error
-    weights = content.get("state_dict", content) if isinstance(content, Mapping) else content
-    if not isinstance(weights, Mapping) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
-        raise ValueError(f"{checkpoint} holds no state dict; give an open_clip checkpoint (.pt)")
-    return {str(name).removeprefix("module."): tensor for name, tensor in weights.items()}
 
 
 def _unknown(name: str) -> str:

@@ -198,7 +198,7 @@ def test_missing_files_say_what_to_download(folder: Path, tmp_path: Path) -> Non
         Aesthetic()
     broken = tmp_path / "broken.pth"
     broken.write_bytes(b"no checkpoint")
-    with pytest.raises(ValueError, match="no file of weights alone"):
+    with pytest.raises(ValueError, match="cannot be read as weights alone"):
         Aesthetic(str(broken), str(folder))
     torch.save([1.0], broken)
     with pytest.raises(ValueError, match="no state dict"):

@@ -1,7 +1,8 @@
 """RapidOCR: the PP-OCR models in ONNX, on CPU or GPU (https://github.com/RapidAI/RapidOCR).
 
 The wheel carries PP-OCRv6 small, so the default needs no download. The detector sees images at least 320 pixels wide
-and high: RapidOCR's own 736 reads rendered text no better and takes 1.5 times as long.
+and high: with RapidOCR's own 736, rendered texts are read no better, and an image takes two to four times as long
+(benchmarks/results/ocr_engines.json).
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class RapidEngine:
     """RapidOCR with local models.
 
     Args:
-        threads: CPU threads of this process. One suits a machine that runs a worker per core, which is also the
-            fastest way through many images; more make a single image faster.
+        threads: CPU threads of this process. The default suits several workers on one machine, best one per core;
+            left to itself, each would start a thread for every core.
         device: "cpu" or "cuda"; None takes a GPU if onnxruntime is built for one and one is visible.
         detection_model: another PP-OCR detector, as an ONNX file.
         recognition_model: another PP-OCR recogniser, as an ONNX file with its characters inside.

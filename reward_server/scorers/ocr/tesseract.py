@@ -41,8 +41,8 @@ class TesseractEngine:
     Args:
         language: such as "eng", or "eng+deu" for two.
         tessdata: folder with ``<language>.traineddata``; None looks in $TESSDATA_PREFIX and in ``PLACES``.
-        min_side: an image whose short side has fewer pixels is scaled up to it; 0 never does. 128 lets it read in full
-            a tenth more of the texts on images of 64 pixels; more gains nothing.
+        min_side: an image whose short side has fewer pixels is scaled up to it; 0 never does. 128 raises the mean
+            reward of rendered texts at 64 pixels from .85 to .91; with more, images of 128 pixels are read worse.
 
     Raises:
         ValueError: there are no data for the language, or they do not work.
