@@ -42,6 +42,7 @@ def parse(argv: list[str], *, program: str, purpose: str) -> ConfigDict:
     arguments = [f"--{a.removeprefix('--')}" if a.startswith("--config") else a for a in argv]
     path, recipe_file = _config_argument(arguments)
     rewards, replace, rest = _split_rewards(arguments)
+    urls_of, rest = _split_urls(rest)
     _check_keys(rest)
     if path.endswith(".json"):
         rest = [a.replace(path, f"{JSON_LOADER}:{path}") if path in a else a for a in rest]
@@ -56,6 +57,8 @@ def parse(argv: list[str], *, program: str, purpose: str) -> ConfigDict:
     weights = rewards if replace else config.reward_fn.to_dict() | rewards
     with config.unlocked():
         config.reward_fn = ConfigDict(weights, allow_dotted_keys=True)
+        servers = config.reward_server.urls_of.to_dict() | urls_of
+        config.reward_server.urls_of = ConfigDict(servers, allow_dotted_keys=True)
     return config
 
 
@@ -112,6 +115,23 @@ def _weights(text: str, argument: str) -> dict[str, float]:
         return {name: float(weight) for name, _, weight in pairs}
     except ValueError as error:
         raise ValueError(f"{argument} needs numbers: --config.reward_fn=geneval=1.0,pickscore=0.3") from error
+
+
+def _split_urls(arguments: list[str]) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """The servers of single scorers, ``--config.reward_server.urls_of.NAME=URL,...``, and the other arguments."""
+    servers: dict[str, tuple[str, ...]] = {}
+    rest = []
+    for argument in arguments:
+        if not argument.startswith(("--config.reward_server.urls_of.", "--config.reward_server.urls_of=")):
+            rest.append(argument)
+            continue
+        scorer, _, urls = argument.removeprefix("--config.reward_server.urls_of").removeprefix(".").partition("=")
+        if not scorer or not all(url.startswith("http") for url in urls.split(",")):
+            raise ValueError(
+                f"{argument} needs a scorer and URLs: --config.reward_server.urls_of.geneval=http://a:18080,http://b:18080"
+            )
+        servers[scorer] = tuple(urls.split(","))
+    return servers, rest
 
 
 def _check_keys(arguments: list[str]) -> None:

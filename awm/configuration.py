@@ -16,6 +16,9 @@ from ml_collections.config_dict import placeholder
 
 from awm.registry import nearest
 
+DATA_KEYS = ("reward_fn", "reward_server.urls_of")
+"""Keys whose value is a dictionary with names that are data, not keys."""
+
 
 def default_config() -> ConfigDict:
     """A locked config with every public key at its default."""
@@ -113,9 +116,12 @@ def default_config() -> ConfigDict:
     config.evaluation.seed = 0  # noise of image j of prompt p is keyed by (seed, p, j): the same in every run
 
     config.reward_server = ConfigDict()
-    config.reward_server.urls = ("http://127.0.0.1:18080",)
-    config.reward_server.timeout_s = 120.0
-    config.reward_server.max_retries = 8
+    config.reward_server.urls = ("http://127.0.0.1:18080",)  # each of them has every scorer; requests are spread
+    config.reward_server.urls_of = ConfigDict({}, allow_dotted_keys=True)  # scorer -> its own servers, instead of urls
+    config.reward_server.timeout_s = 120.0  # longest wait for one answer
+    config.reward_server.max_retries = 8  # when a proxy before a server, or scoring one image, fails for now
+    config.reward_server.server_wait_s = 300.0  # longest wait for servers that restart or are overloaded
+    config.reward_server.allow_changed_scorer = False  # go on when a server comes back with other versions
     config.reward_server.token = ""  # never written to disk; better: environment variable AWM_REWARD_TOKEN
     config.reward_server.max_invalid_fraction = 0.1  # stop when more of an epoch's samples lack a reward
     return config.lock()
@@ -141,11 +147,11 @@ def config_to_dict(config: ConfigDict) -> dict[str, Any]:
 
 
 def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dictionary -> {"a.b": value}; ``reward_fn`` stays one value, its keys being data."""
+    """Nested dictionary -> {"a.b": value}; the value of one of ``DATA_KEYS`` stays one."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
-        if isinstance(value, dict) and name != "reward_fn":
+        if isinstance(value, dict) and name not in DATA_KEYS:
             flat.update(flatten(value, name + "."))
         else:
             flat[name] = value
@@ -154,11 +160,16 @@ def flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 def _merge(config: ConfigDict, values: dict[str, Any], prefix: str) -> None:
     for key, value in values.items():
-        if prefix + key == "reward_fn":
-            config.reward_fn = ConfigDict(value, allow_dotted_keys=True)
+        if prefix + key in DATA_KEYS:
+            config[key] = ConfigDict({name: _unlisted(v) for name, v in value.items()}, allow_dotted_keys=True)
         elif key not in config:
             raise ValueError(f"unknown configuration key {prefix + key!r}.{nearest(key, list(config))}")
         elif isinstance(value, dict):
             _merge(config[key], value, prefix + key + ".")
         elif value is not None:
-            config[key] = tuple(value) if isinstance(value, list) else value
+            config[key] = _unlisted(value)
+
+
+def _unlisted(value: Any) -> Any:
+    """JSON has lists only, configs have tuples."""
+    return tuple(value) if isinstance(value, list) else value

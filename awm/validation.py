@@ -104,6 +104,7 @@ RULES: dict[str, Rule] = {
     "evaluation.seed": at_least(0),
     "reward_server.timeout_s": more_than(0),
     "reward_server.max_retries": at_least(0),
+    "reward_server.server_wait_s": at_least(0),
     "reward_server.max_invalid_fraction": within(0, 1),
 }
 
@@ -165,6 +166,12 @@ def _check_rewards(config: ConfigDict) -> None:
             raise ValueError(f"reward_fn[{name!r}]={weight!r} is not a number; it is the weight of that reward.")
     if not any(weights.values()):
         raise ValueError(f"every weight in reward_fn={weights} is 0, so there is nothing to learn from.")
+    for scorer, urls in config.reward_server.urls_of.to_dict().items():
+        if not isinstance(urls, list | tuple) or not urls or not all(isinstance(url, str) for url in urls):
+            raise ValueError(
+                f"reward_server.urls_of[{scorer!r}]={urls!r} is not valid; it must be a tuple of URLs, such as "
+                "('http://127.0.0.1:18080',)."
+            )
 
 
 def _check_combinations(config: ConfigDict) -> None:

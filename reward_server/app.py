@@ -20,12 +20,14 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException as StarletteHTTPException
+from starlette.requests import ClientDisconnect
 
 from reward_server import __version__, telemetry
 from reward_server.codec import JSON, MSGPACK, WireError
 from reward_server.openapi import error_schema, score_schema
 from reward_server.service import BusyError, Service
-from reward_server.wire import ScoreResponse, decode_request, encode_response
+from reward_server.wire import ScoreRequest, ScoreResponse, decode_request, encode_response
 
 BODIES_IN_MEMORY = 8  # of the largest allowed size, or more of smaller ones
 RETRY_AFTER_S = 1
@@ -55,6 +57,13 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
     @app.exception_handler(HTTPError)
     async def reply(request: Request, error: HTTPError) -> Response:
         return JSONResponse(error.content, error.status, error.headers)
+
+    @app.exception_handler(StarletteHTTPException)
+    async def unknown(request: Request, error: StarletteHTTPException) -> Response:
+        content = {
+            "error": {"code": "no_such_operation", "message": f"{request.method} {request.url.path}: {error.detail}"}
+        }
+        return JSONResponse(content, error.status_code, error.headers)
 
     @app.exception_handler(Exception)
     async def defect(request: Request, error: Exception) -> Response:
@@ -88,24 +97,27 @@ def create_app(service: Service, token: str | None = None) -> FastAPI:
         started, status = time.monotonic(), 500
         try:
             authorise(request, token)
-            media_type, deadline_s = content_type(request), deadline(request, service.settings.deadline_s)
+            media_type, until = content_type(request), started + deadline(request, service.settings.deadline_s)
             with intake.room(request):
-                body = await intake.read(request)
-                response = await score_body(service, body, media_type, deadline_s)
+                asked = await parse(service, await intake.read(request, until), media_type)
+                response = await scored(service, asked, until)
+            content = encode_response(response, media_type)
             status = 200
-            return Response(encode_response(response, media_type), media_type=media_type)
+            return Response(content, media_type=media_type)
         except HTTPError as error:
             status = error.status
             raise
+        except ClientDisconnect:
+            status = 499  # as nginx counts them; nobody reads the reply
+            return Response(status_code=status)
         finally:
             service.telemetry.request(status, time.monotonic() - started)
 
     return app
 
 
-async def score_body(service: Service, body: bytes, media_type: str, deadline_s: float) -> ScoreResponse:
-    """Reply to one decoded body; raises HTTPError."""
-    started = time.monotonic()
+async def parse(service: Service, body: bytes, media_type: str) -> ScoreRequest:
+    """The request in a body; raises HTTPError if it is malformed or asks for what is not there."""
     try:
         # Megabytes of msgpack or base64 would hold up everybody else on the event loop.
         asked = await run_in_threadpool(decode_request, body, media_type, service.settings.limits)
@@ -115,11 +127,17 @@ async def score_body(service: Service, body: bytes, media_type: str, deadline_s:
         known = list(service.settings.scorers)
         message = f"this server has no reward {', '.join(map(repr, unknown))}; it has {', '.join(known)}"
         raise HTTPError(422, "unknown_reward", message, field="rewards", known=known)
+    return asked
+
+
+async def scored(service: Service, asked: ScoreRequest, until: float) -> ScoreResponse:
+    """Reply to a request, complete or not, once it is ``until`` (of time.monotonic()); raises HTTPError if busy."""
+    started = time.monotonic()
     try:
-        ticket = service.submit(asked, deadline_s)
+        ticket = service.submit(asked, until - started)
     except BusyError as error:
         raise busy(error.code, str(error)) from None
-    await asyncio.wait([asyncio.wrap_future(ticket.done)], timeout=min(deadline_s, service.settings.deadline_s))
+    await asyncio.wait([asyncio.wrap_future(ticket.done)], timeout=max(0.0, until - started))
     timing = {"score_s": time.monotonic() - started}
     fingerprints = {name: service.fingerprint(name) for name in asked.rewards}
     return ScoreResponse(ticket.results(), asked.request_id, fingerprints, timing)
@@ -148,8 +166,14 @@ class Intake:
         finally:
             self._free += size
 
-    async def read(self, request: Request) -> bytes:
-        """The whole body."""
+    async def read(self, request: Request, until: float) -> bytes:
+        """The whole body; 503 if it is not here by ``until``, so that who sends nothing does not keep its room."""
+        try:
+            return await asyncio.wait_for(self._read(request), max(0.0, until - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise busy("slow_body", "the body was not complete before the deadline") from None
+
+    async def _read(self, request: Request) -> bytes:
         body = bytearray()
         async for chunk in request.stream():
             body += chunk
@@ -159,8 +183,8 @@ class Intake:
 
     def _announced_size(self, request: Request) -> int:
         size = request.headers.get("content-length", "")
-        if not size.isdecimal():
-            return self._max_body  # chunked: assume the worst
+        if not size.isdecimal() or "transfer-encoding" in request.headers:
+            return self._max_body  # chunked, whatever length it claims besides: assume the worst
         if int(size) > self._max_body:
             raise self._too_large(int(size))
         return int(size)
@@ -178,7 +202,8 @@ def _status(reason: str | None) -> int:
 
 def authorise(request: Request, token: str | None) -> None:
     """Raise 401 unless the request carries the token, or none is needed."""
-    expected, given = f"Bearer {token}".encode(), request.headers.get("authorization", "").encode()
+    # Header bytes arrive decoded as Latin-1.
+    expected, given = f"Bearer {token}".encode(), request.headers.get("authorization", "").encode("latin-1")
     if token and not hmac.compare_digest(expected, given):
         error = HTTPError(401, "unauthorized", "missing or wrong token; send 'Authorization: Bearer <token>'")
         error.headers["WWW-Authenticate"] = "Bearer"
@@ -194,7 +219,7 @@ def content_type(request: Request) -> str:
 
 
 def deadline(request: Request, default_s: float) -> float:
-    """Seconds the client is going to wait, from X-Deadline-S."""
+    """Seconds the client is going to wait, from X-Deadline-S, but no longer than ``default_s``."""
     given = request.headers.get("x-deadline-s")
     if given is None:
         return default_s
@@ -204,7 +229,7 @@ def deadline(request: Request, default_s: float) -> float:
         seconds = -1.0
     if not isfinite(seconds) or seconds <= 0:
         raise HTTPError(422, "malformed", f"X-Deadline-S is {given!r}; expected seconds, above 0", field="X-Deadline-S")
-    return seconds
+    return min(seconds, default_s)
 
 
 def busy(code: str, message: str) -> HTTPError:

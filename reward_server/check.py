@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ import numpy as np
 from reward_server.codec import MSGPACK, WireError
 from reward_server.images import encode_image
 from reward_server.scorers.base import Scores
-from reward_server.settings import TOKEN_VARIABLE
+from reward_server.settings import TOKEN_VARIABLE, SettingsError, token_from_environment
 from reward_server.wire import ScoreRequest, WireItem, decode_response, encode_request
 
 SIZE = 256  # pixels a side of the test image
@@ -32,7 +31,12 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--images", type=int, default=8, help="images per request (default: %(default)s)")
     parser.add_argument("--timeout-s", type=float, default=120.0, help="per request (default: %(default)s)")
     options = parser.parse_args(arguments)
-    token = os.environ.get(TOKEN_VARIABLE, "")
+    try:
+        token = token_from_environment()
+    except SettingsError as error:
+        sys.exit(str(error))
+    if options.images < 1:
+        parser.error(f"--images {options.images}: expected at least 1")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with httpx.Client(base_url=options.url, headers=headers, timeout=options.timeout_s, trust_env=False) as client:
         try:

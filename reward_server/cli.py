@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import logging
-import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +22,14 @@ from reward_server.app import create_app
 from reward_server.scorers.geneval.scorer import DETECTORS
 from reward_server.scorers.table import SCORERS
 from reward_server.service import Service
-from reward_server.settings import TOKEN_VARIABLE, ScorerSettings, Settings, SettingsError, load_settings
+from reward_server.settings import (
+    TOKEN_VARIABLE,
+    ScorerSettings,
+    Settings,
+    SettingsError,
+    load_settings,
+    token_from_environment,
+)
 from reward_server.wire import Limits
 from reward_server.worker.handle import WorkerError
 
@@ -77,9 +84,9 @@ def _main(arguments: Sequence[str]) -> None:
     logging.basicConfig(level=options.log_level.upper(), format="%(asctime)s %(name)s: %(message)s", stream=sys.stderr)
     try:
         settings, host, port = _settings(options)
+        token = token_from_environment()
     except ValueError as error:
         parser.error(str(error))
-    token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not process.is_loopback(host):
         parser.error(
             f"refusing to listen on {host} without a token: anybody who reaches the port could use it. "
@@ -108,6 +115,7 @@ def _serve(settings: Settings, token: str | None, host: str, port: int, url_file
             timeout_graceful_shutdown=GRACE_S,
         )
     )
+    threading.Thread(target=_end_if_useless, args=(service, server), name="watch", daemon=True).start()
     threading.Thread(target=_load, args=(service, server, url, url_file), name="load", daemon=True).start()
     try:
         server.run(sockets=[listener])
@@ -118,6 +126,16 @@ def _serve(settings: Settings, token: str | None, host: str, port: int, url_file
             url_file.unlink(missing_ok=True)
     if failed:
         sys.exit(1)
+
+
+def _end_if_useless(service: Service, server: uvicorn.Server) -> None:
+    """A server that has lost every reward for good ends, so that whatever supervises it can start a new one."""
+    while not server.should_exit:
+        if service.loaded and service.gave_up:
+            service.failure = "every reward has failed to start too often"
+            log.critical("%s; ending", service.failure)
+            server.should_exit = True
+        time.sleep(1.0)
 
 
 def _load(service: Service, server: uvicorn.Server, url: str, url_file: Path | None) -> None:

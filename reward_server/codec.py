@@ -13,6 +13,9 @@ MSGPACK = "application/msgpack"
 JSON = "application/json"
 MAX_TEXT = 1 << 20  # characters of one string
 MAX_ENTRIES = 1 << 16  # of one list or dictionary
+MAX_CONTAINERS = 1 << 17  # lists and dictionaries of one body: each takes 50 times the memory it took on the wire
+MAX_PROBLEM = 500  # characters of an error: it may quote what was sent
+MAX_DEPTH = 32  # of metadata
 
 
 class WireError(ValueError):
@@ -24,7 +27,7 @@ class WireError(ValueError):
     """
 
     def __init__(self, field: str, problem: str, index: int | None = None) -> None:
-        super().__init__(f"{field}: {problem}")
+        super().__init__(f"{field}: {problem[:MAX_PROBLEM]}")
         self.field = field
         self.index = index
 
@@ -46,10 +49,15 @@ def load(body: bytes, media_type: str, max_bytes: int) -> Any:
         raise WireError("body", f"holds {len(body)} bytes; at most {max_bytes} are allowed")
     try:
         if media_type == JSON:
+            if body.count(b"[") + body.count(b"{") > MAX_CONTAINERS:
+                raise ValueError(f"more than {MAX_CONTAINERS} lists and dictionaries")
             return json.loads(body, parse_constant=_no_constants)
+        count = _Counter()
         return msgpack.unpackb(
             body,
             ext_hook=_no_extensions,
+            list_hook=count,
+            object_hook=count,
             max_bin_len=max_bytes,
             max_str_len=MAX_TEXT,
             max_array_len=MAX_ENTRIES,
@@ -73,22 +81,24 @@ def get(message: Any, key: str, kind: type, where: str = "") -> Any:
     return message[key]
 
 
-def plain(value: Any, where: str) -> None:
+def plain(value: Any, where: str, depth: int = 0) -> None:
     """Raise WireError unless JSON can hold ``value``: text, numbers, booleans, None, lists and dictionaries."""
     if value is None or isinstance(value, str | bool | int):
         return
     if isinstance(value, float):
         finite(value, where)
+    elif depth == MAX_DEPTH:
+        raise WireError(where, f"is nested more than {MAX_DEPTH} deep")
     elif isinstance(value, list):
-        for index, entry in enumerate(value):
-            plain(entry, f"{where}[{index}]")
+        for entry in value:
+            plain(entry, where, depth + 1)
     elif isinstance(value, dict):
         for key, entry in value.items():
             if not isinstance(key, str):
                 raise WireError(where, f"has the key {key!r}; expected strings as keys")
-            plain(entry, f"{where}.{key}")
+            plain(entry, where, depth + 1)
     else:
-        raise WireError(where, f"is of type {type(value).__name__}; expected text, numbers, lists or dictionaries")
+        raise WireError(where, f"holds a value of type {type(value).__name__}; expected what JSON can hold")
 
 
 def finite(value: Any, where: str) -> float:
@@ -96,6 +106,19 @@ def finite(value: Any, where: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not isfinite(value):
         raise WireError(where, f"is {value!r}; expected a finite number")
     return float(value)
+
+
+class _Counter:
+    """Refuses bodies of millions of empty lists."""
+
+    def __init__(self) -> None:
+        self._left = MAX_CONTAINERS
+
+    def __call__(self, container: Any) -> Any:
+        self._left -= 1
+        if self._left < 0:
+            raise ValueError(f"more than {MAX_CONTAINERS} lists and dictionaries")
+        return container
 
 
 def _no_extensions(code: int, data: bytes) -> Sequence[Any]:

@@ -7,6 +7,8 @@ from typing import Any
 
 from reward_server.scorers.base import ItemError, Outcome, Scores
 
+MAX_MESSAGE = 2000  # characters
+
 
 def pack_outcome(outcome: Outcome) -> dict[str, Any]:
     """Plain form: ``{"score", "metrics", "error"}``, of which score or error is None."""
@@ -14,7 +16,9 @@ def pack_outcome(outcome: Outcome) -> dict[str, Any]:
         # numpy's numbers are not JSON's.
         metrics = {name: float(value) for name, value in outcome.metrics.items()}
         return {"score": float(outcome.score), "metrics": metrics, "error": None}
-    error = {"code": outcome.code, "message": outcome.message, "retryable": outcome.retryable}
+    # Any text can travel, whatever a scorer quotes; nobody needs megabytes of it.
+    message = str(outcome.message)[:MAX_MESSAGE].encode("utf-8", "backslashreplace").decode()
+    error = {"code": str(outcome.code), "message": message, "retryable": bool(outcome.retryable)}
     return {"score": None, "metrics": {}, "error": error}
 
 

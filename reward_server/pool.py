@@ -25,6 +25,7 @@ from reward_server.worker.handle import Hello, Worker, WorkerError
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
+FIRST_START_PAUSE_S = 1.0  # after a failed start: memory of a dead process takes a moment to be free again
 LONGEST_PAUSE_S = 30.0
 MAX_FAILED_STARTS = 5  # in a row; then the scorer is given up until the server is started anew
 STOP_TIMEOUT_S = 5.0
@@ -99,8 +100,9 @@ class WorkerPool:
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs; the caller bounds how many wait."""
         self._queue.put(jobs)
-        if self.failure:  # given up between the caller's check and now: nobody would ever take them
-            self._fail(self._queue.drain(), "worker_down", self.failure)
+        # Given up, or stopped, between the caller's check and now: nobody would ever take them.
+        if self.failure or self._stopping.is_set():
+            self._fail(self._queue.drain(), "worker_down", self.failure or "the server is stopping")
 
     def stop(self) -> None:
         """End the workers; what is still in hand or waits gets an error."""
@@ -117,12 +119,23 @@ class WorkerPool:
         self._fail(self._queue.drain(), "stopping", "the server is stopping")
 
     def _run(self, seat: int, device: str) -> None:
-        """One worker's life, and its successors'."""
+        """One worker's life, and its successors'; a defect of ours must not leave the seat silently empty."""
+        try:
+            self._keep_alive(seat, device)
+        except Exception as error:
+            log.exception("reward %s: defect in the server, worker %d is given up", self.name, seat)
+            if worker := self._processes.get(seat):
+                self._buried(seat, worker)
+            self._give_up(f"worker {seat}: {type(error).__name__}: {error}")
+
+    def _keep_alive(self, seat: int, device: str) -> None:
         pauses = failed_starts = 0
         while not self._stopping.is_set():
             try:
                 worker = self._start(seat, device)
             except WorkerError as error:
+                if self._stopping.is_set():
+                    return
                 failed_starts += 1
                 log.error("reward %s: worker %d did not start: %s", self.name, seat, error)
                 # Before the server is ready a failure is a wrong setting: say so at once.
@@ -135,7 +148,8 @@ class WorkerPool:
                     pauses = 0
                 self._buried(seat, worker)
             pauses += 1
-            if not self._stopping.wait(min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** (pauses - 1))):
+            first = FIRST_START_PAUSE_S if failed_starts else FIRST_PAUSE_S
+            if not self._stopping.wait(min(LONGEST_PAUSE_S, first * 2 ** min(pauses - 1, 10))):
                 self._telemetry.restarted(self.name)
 
     def _start(self, seat: int, device: str) -> Worker:
@@ -176,11 +190,13 @@ class WorkerPool:
                     log.error("reward %s: a worker died with %d images in hand: %s", self.name, len(batch), error)
                 self._after_death(batch, error)
                 return useful
+            except Exception:
+                self._fail(batch, "internal", "a defect in the server; its log has the traceback", retryable=False)
+                raise
             useful = True
-            waits = [taken - job.queued for job in batch]
-            self._telemetry.batch(self.name, waits, stages)
             for job, outcome in zip(batch, outcomes, strict=True):
                 job.deliver(outcome)
+            self._telemetry.batch(self.name, [taken - job.queued for job in batch], stages)
         if not self._stopping.is_set():
             log.error("reward %s: a worker died while it had nothing to do", self.name)
         return useful

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import signal
 import sys
 import threading
@@ -28,7 +27,7 @@ from ray import serve
 from reward_server import process
 from reward_server.app import create_app
 from reward_server.service import Service
-from reward_server.settings import TOKEN_VARIABLE, Settings, SettingsError, load_settings
+from reward_server.settings import TOKEN_VARIABLE, Settings, SettingsError, load_settings, token_from_environment
 
 NAME = "rewards"
 TARGET_REQUESTS = 4  # in work per replica; more start another one
@@ -77,7 +76,8 @@ def application(settings: Settings, token: str | None, *, min_replicas: int, max
         min_replicas: never fewer.
         max_replicas: never more.
     """
-    gpus = {device for scorer in settings.scorers.values() for device in scorer.devices if device != "cpu"}
+    devices = [device for scorer in settings.scorers.values() for device in scorer.devices]
+    gpus = max((1 + int(device.partition(":")[2]) for device in devices if device != "cpu"), default=0)
     deployment = serve.deployment(
         Replica,
         name=NAME,
@@ -89,7 +89,7 @@ def application(settings: Settings, token: str | None, *, min_replicas: int, max
         max_ongoing_requests=MAX_REQUESTS,
         max_queued_requests=MAX_WAITING,
         health_check_period_s=HEALTH_PERIOD_S,
-        ray_actor_options={"num_cpus": 1, "num_gpus": len(gpus)},
+        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
     )
     return deployment.bind(settings, token)
 
@@ -99,23 +99,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _parser().parse_args(arguments)
     try:
         given = load_settings(options.config)
-        host, port = options.host or given.pop("host", "127.0.0.1"), options.port or given.pop("port", 18080)
+        host = options.host or given.get("host", "127.0.0.1")
+        port = given.get("port", 18080) if options.port is None else options.port
+        token = token_from_environment()
         settings = Settings(**{key: value for key, value in given.items() if key not in ("host", "port")})
     except SettingsError as error:
         sys.exit(str(error))
-    token = os.environ.get(TOKEN_VARIABLE) or None
     if token is None and not process.is_loopback(host):
         sys.exit(f"refusing to listen on {host} without a token: set the environment variable {TOKEN_VARIABLE}.")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # both raise KeyboardInterrupt, wherever we are
     ray.init(address=options.address, log_to_driver=True)
-    serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
-    app = application(settings, token, min_replicas=options.min_replicas, max_replicas=options.max_replicas)
-    serve.run(app, name=NAME, route_prefix="/")
-    print(f"listening on http://{host}:{port}, on every node of the cluster", flush=True)
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    stop.wait()
-    serve.shutdown()
+    try:
+        serve.start(proxy_location="EveryNode", http_options={"host": host, "port": port})
+        app = application(settings, token, min_replicas=options.min_replicas, max_replicas=options.max_replicas)
+        serve.run(app, name=NAME, route_prefix="/")
+        print(f"listening on http://{host}:{port}, on every node of the cluster", flush=True)
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        serve.shutdown()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import threading
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -21,6 +22,8 @@ from reward_server.wire import ScoreRequest
 from reward_server.worker.handle import Hello, RawItem
 
 log = logging.getLogger(__name__)
+
+QUEUED_BODIES = 16  # of the largest allowed size, or more of smaller ones, may wait with their images in memory
 
 
 class BusyError(Exception):
@@ -49,6 +52,7 @@ class Service:
             self._pools[name] = WorkerPool(name, scorer, settings.limits.max_pixels, self.telemetry)
         self._lock = threading.Lock()
         self._queued = 0
+        self._bytes = 0
         self._in_work: dict[str, Ticket] = {}
 
     @property
@@ -63,18 +67,18 @@ class Service:
 
     @property
     def gave_up(self) -> bool:
-        """True once a reward's workers have failed to start too often to be tried again."""
-        return any(pool.failure for pool in self._pools.values())
+        """True once no reward is left whose workers have not failed to start too often to be tried again."""
+        return all(pool.failure for pool in self._pools.values())
 
-    def not_ready_because(self) -> str | None:
-        """Why nothing can be scored just now, or None."""
+    def not_ready_because(self, rewards: Iterable[str] | None = None) -> str | None:
+        """Why these rewards, or any, cannot be scored just now, or None."""
         if self.failure:
             return self.failure
         if not self.loaded:
             return f"the scorers are loading: {', '.join(name for name in self._pools if name not in self._hellos)}"
-        for name, pool in self._pools.items():
-            if pool.num_alive == 0:
-                return f"reward {name} has no worker: {pool.failure or 'it is being started anew'}"
+        for name in self._pools if rewards is None else rewards:
+            if self._pools[name].num_alive == 0:
+                return f"reward {name} has no worker: {self._pools[name].failure or 'it is being started anew'}"
         return None
 
     def load(self) -> None:
@@ -94,20 +98,25 @@ class Service:
         Raises:
             BusyError: not ready, or no room.
         """
-        if reason := self.not_ready_because():
+        if reason := self.not_ready_because(request.rewards):
             raise BusyError("not_ready", f"{reason}; wait for /readyz")
         needed = len(request.items) * len(request.rewards)
+        size = sum(len(item.image.data) for item in request.items)
         with self._lock:
             # An id is the client's word only: two requests are the same if they are equal.
             if (ticket := self._in_work.get(request.request_id)) and ticket.request == request:
                 return ticket
             if self._queued + needed > self.settings.max_queued:
                 raise BusyError("overloaded", f"{self._queued} images are waiting; no room for {needed} more")
+            # Requests whose deadline has passed still hold their images until a worker has got to them.
+            if self._bytes + size > QUEUED_BODIES * self.settings.limits.max_body_bytes:
+                raise BusyError("overloaded", f"images of {self._bytes >> 20} MB are waiting; no room for more")
             self._queued += needed
+            self._bytes += size
             ticket = Ticket(request)
             if request.request_id:
                 self._in_work.setdefault(request.request_id, ticket)
-        ticket.done.add_done_callback(lambda _: self._forget(ticket))
+        ticket.done.add_done_callback(lambda _: self._forget(ticket, size))
         self._enqueue(ticket, deadline_s)
         return ticket
 
@@ -171,7 +180,8 @@ class Service:
         self.telemetry.outcome(reward, outcome)
         ticket.deliver(index, reward, outcome)
 
-    def _forget(self, ticket: Ticket) -> None:
+    def _forget(self, ticket: Ticket, size: int) -> None:
         with self._lock:
+            self._bytes -= size
             if self._in_work.get(ticket.request.request_id) is ticket:
                 del self._in_work[ticket.request.request_id]

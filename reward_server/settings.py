@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import types
@@ -18,6 +19,7 @@ from reward_server.wire import Limits
 
 TOKEN_VARIABLE = "AWM_REWARD_TOKEN"
 """Environment variable with the bearer token, for the server and for its clients."""
+LONGEST_S = 7 * 24 * 3600.0  # seconds; more is a slip of the pen
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _DEVICE = re.compile(r"cpu|cuda:\d+")
 
@@ -88,6 +90,18 @@ class Settings:
             )
 
 
+def token_from_environment() -> str | None:
+    """The bearer token, or None; the white space that files of secrets end with is no part of it.
+
+    Raises:
+        SettingsError: no header can carry it. The message does not quote it.
+    """
+    token = os.environ.get(TOKEN_VARIABLE, "").strip()
+    if not (token.isascii() and token.isprintable()):
+        raise SettingsError(f"the token in {TOKEN_VARIABLE} holds characters that no HTTP header can carry; use ASCII")
+    return token or None
+
+
 def load_settings(path: Path) -> dict[str, Any]:
     """The keys of a server.yaml, types checked: those of ``Settings``, and ``host`` and ``port``.
 
@@ -95,10 +109,10 @@ def load_settings(path: Path) -> dict[str, Any]:
         SettingsError: naming the file and the key.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise SettingsError(f"cannot read {path}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not YAML: {error}") from None
     try:
         return _parse(content, path.parent)
@@ -110,7 +124,9 @@ def _parse(content: Any, folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("scorers"), dict):
         raise SettingsError("expected a key `scorers` with one entry per reward, such as `geneval: {}`")
     known = {"host": str, "port": int, "max_queued": int, "deadline_s": float, "limits": dict, "scorers": dict}
-    settings = {key: _typed(key, value, known) for key, value in content.items()}
+    settings = {str(key): _typed(str(key), value, known) for key, value in content.items()}
+    if not 0 <= settings.get("port", 0) <= 65535:
+        raise SettingsError(f"port={settings['port']}; expected 0 (any free one) to 65535")
     if "limits" in settings:
         settings["limits"] = _dataclass(Limits, settings["limits"], "limits")
     settings["scorers"] = {
@@ -127,7 +143,7 @@ def _scorer(name: str, entry: Any, folder: Path) -> ScorerSettings:
     # Paths are meant relative to the file they stand in, wherever the server is started.
     file, colon, attribute = str(entry["scorer"]).partition(":")
     if file.endswith(".py"):
-        entry["scorer"] = f"{folder / Path(file).expanduser()}{colon}{attribute}"
+        entry["scorer"] = f"{os.path.abspath(folder / Path(file).expanduser())}{colon}{attribute}"
     if entry.get("python"):
         # Not resolved: a virtual environment's python is a link, and works by being called by that name.
         entry["python"] = os.path.abspath(folder / Path(str(entry["python"])).expanduser())
@@ -137,7 +153,7 @@ def _scorer(name: str, entry: Any, folder: Path) -> ScorerSettings:
 
 def _dataclass(kind: type[Any], entry: Mapping[str, Any], where: str) -> Any:
     hints = get_type_hints(kind)
-    values = {key: _typed(f"{where}.{key}", value, hints, key) for key, value in entry.items()}
+    values = {str(key): _typed(f"{where}.{key}", value, hints, str(key)) for key, value in entry.items()}
     missing = [f.name for f in fields(kind) if f.default is f.default_factory is MISSING and f.name not in values]
     if missing:
         raise SettingsError(f"{where} lacks {', '.join(missing)}")
@@ -180,10 +196,35 @@ def _check_scorer(where: str, name: str, scorer: ScorerSettings) -> None:
         raise SettingsError(f"{where}.devices={list(scorer.devices)}; expected a list of cpu or cuda:N")
     for key in ("workers_per_device", "batch_images", "timeout_s", "start_timeout_s"):
         _positive(f"{where}.{key}", getattr(scorer, key))
-    if scorer.batch_wait_s < 0:
-        raise SettingsError(f"{where}.batch_wait_s={scorer.batch_wait_s}; expected seconds, 0 or more")
+    if not 0 <= scorer.batch_wait_s <= LONGEST_S:
+        raise SettingsError(f"{where}.batch_wait_s={scorer.batch_wait_s}; expected seconds, 0 to {LONGEST_S:g}")
+    for name, value in scorer.env.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise SettingsError(f'{where}.env: {name}={value!r} is not text; put it into quotes: {name}: "{value}"')
+    try:
+        sendable = json.loads(json.dumps(dict(scorer.options), allow_nan=False)) == dict(scorer.options)
+    except (TypeError, ValueError):
+        sendable = False
+    if not sendable:
+        raise SettingsError(
+            f"{where}.options={dict(scorer.options)} holds something else than text, numbers, lists and dictionaries; "
+            "YAML reads a date or a bare number as such, so put it into quotes if it is a name"
+        )
 
 
 def _positive(where: str, value: float) -> None:
+    if not 0 < value <= LONGEST_S and not isinstance(value, int):
+        raise SettingsError(f"{where}={value}; expected seconds, above 0 and at most {LONGEST_S:g}")
     if not value > 0:
         raise SettingsError(f"{where}={value}; expected a number above 0")
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only, and no key twice, of which YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        if twice := [key for number, key in enumerate(keys) if key in keys[:number]]:
+            problem = f"the key {twice[0]!r} stands there twice"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+        return super().construct_mapping(node, deep)

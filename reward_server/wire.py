@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,9 @@ from reward_server.outcomes import pack_outcome
 from reward_server.scorers.base import ItemError, Outcome, Scores
 
 VERSION = 1
+MAX_REWARDS = 64
+MAX_PROMPT = 1 << 16  # characters
+MAX_METADATA = 1 << 18  # bytes of an item's metadata, as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +118,8 @@ def decode_request(body: bytes, media_type: str = MSGPACK, limits: Limits | None
     limits = limits or Limits()
     message = _message(body, media_type, limits.max_body_bytes)
     rewards = get(message, "rewards", list)
-    if not rewards or not all(isinstance(name, str) for name in rewards):
-        raise WireError("rewards", f"is {rewards!r}; expected a list of one or more reward names")
+    if not 0 < len(rewards) <= MAX_REWARDS or not all(isinstance(name, str) and len(name) < 100 for name in rewards):
+        raise WireError("rewards", f"expected a list of 1 to {MAX_REWARDS} reward names")
     items = get(message, "items", list)
     if not 0 < len(items) <= limits.max_items:
         raise WireError("items", f"holds {len(items)} items; expected 1 to {limits.max_items}")
@@ -178,10 +182,15 @@ def _unpack_item(item: Any, index: int, media_type: str) -> WireItem:
     try:
         metadata = get(item, "metadata", dict, where) if "metadata" in item else {}
         plain(metadata, f"{where}.metadata")
+        if (size := len(json.dumps(metadata))) > MAX_METADATA:
+            raise WireError(f"{where}.metadata", f"takes {size} bytes; at most {MAX_METADATA} are allowed")
+        prompt = get(item, "prompt", str, where)
+        if len(prompt) > MAX_PROMPT:
+            raise WireError(f"{where}.prompt", f"has {len(prompt)} characters; at most {MAX_PROMPT} are allowed")
         return WireItem(
             id=get(item, "id", int, where) if "id" in item else index,
             image=_unpack_image(get(item, "image", dict, where), f"{where}.image", media_type),
-            prompt=get(item, "prompt", str, where),
+            prompt=prompt,
             metadata=metadata,
         )
     except TypeError:
@@ -231,6 +240,6 @@ def _message(body: bytes, media_type: str, max_bytes: int) -> dict[str, Any]:
     message = load(body, media_type, max_bytes)
     if not isinstance(message, dict):
         raise WireError("body", f"is a {type(message).__name__}; expected a dictionary")
-    if message.get("version") != VERSION:
+    if type(message.get("version")) is not int or message["version"] != VERSION:
         raise WireError("version", f"is {message.get('version')!r}; this side speaks version {VERSION}")
     return message

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv with this project installed, once, and again when setup.py changes.
 #   PYTHON           interpreter that creates the environment (default python3, 3.10 or newer)
 #   VENV             where it goes (default .venv in the repository)
@@ -21,6 +22,6 @@ install_project() {  # $1: extras, e.g. train,server
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
     ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} 'torch>=2.6,<2.14'
   # The build backend warns about every editable installation; there is nothing to be done about it.
-  PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "$ROOT[$1]"
+  PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[$1]"
   touch "$stamp"
 }

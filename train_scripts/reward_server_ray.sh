@@ -8,9 +8,8 @@
 #   VENV  environment (default .venv-reward), made at the first start; the other nodes need one too
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-cd "$ROOT"
 VENV=${VENV:-$ROOT/.venv-reward}
-source train_scripts/environment.sh
+source "$ROOT/train_scripts/environment.sh"
 install_project server,geneval,ocr,ray
-if (( $# == 0 )); then set -- --config reward_server/server.yaml; fi
+if (( $# == 0 )); then set -- --config "$ROOT/reward_server/server.yaml"; fi
 exec "$VENV/bin/python" -m reward_server.ray_app "$@"

@@ -42,6 +42,9 @@ stamp=$VENV/.installed-${gpu:-cpu}
 if [[ ! $stamp -nt ${BASH_SOURCE[0]} ]]; then
   echo "Installing PaddleOCR for ${gpu:-the CPU} (a few minutes)"
   pip=("$VENV/bin/python" -m pip install --quiet --disable-pip-version-check)
+  # The two builds are packages of their own, which overwrite each other's files.
+  rm -f "$VENV"/.installed-*
+  "$VENV/bin/python" -m pip uninstall --quiet --disable-pip-version-check -y paddlepaddle paddlepaddle-gpu 2>/dev/null
   if [[ -n $gpu ]]; then
     "${pip[@]}" --index-url "https://www.paddlepaddle.org.cn/packages/stable/$gpu/" \
       --extra-index-url https://pypi.org/simple "paddlepaddle-gpu$PADDLE_VERSION"

@@ -108,9 +108,12 @@ def build_reward(config: ConfigDict, stop: threading.Event | None = None) -> Rew
     return make_mixture(
         config.reward_fn.to_dict(),
         list(server.urls),
+        server.urls_of.to_dict(),
         timeout_s=server.timeout_s,
         max_retries=server.max_retries,
-        token=server.token or os.environ.get("AWM_REWARD_TOKEN", ""),
+        server_wait_s=server.server_wait_s,
+        allow_changed_scorer=server.allow_changed_scorer,
+        token=server.token.strip() or os.environ.get("AWM_REWARD_TOKEN", ""),
         stop=stop,
     )
 

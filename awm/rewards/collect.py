@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 U = TypeVar("U")
+
+LARGEST = torch.finfo(torch.float32).max
 
 
 def to_pixels(images: Tensor) -> NDArray[np.uint8]:
@@ -47,6 +49,11 @@ def split_name(name: str) -> tuple[str, str | None]:
     return scorer, metric or None
 
 
+def representable(outcomes: Sequence[Outcome]) -> list[Outcome]:
+    """The outcomes, with an error for each whose numbers float32 cannot hold: the trainer would see inf or NaN."""
+    return [_representable(outcome) for outcome in outcomes]
+
+
 def to_rewards(name: str, url: str, outcomes: Sequence[Outcome]) -> Rewards:
     """Rewards whose total is the number called ``name`` and whose parts are everything the scorer returned."""
     scorer, _ = split_name(name)
@@ -62,12 +69,33 @@ def to_rewards(name: str, url: str, outcomes: Sequence[Outcome]) -> Rewards:
     return Rewards(total=parts[name], parts=parts, valid=torch.isfinite(parts[name]))
 
 
-def run_all(function: Callable[[T], U], arguments: Sequence[T], num_threads: int) -> list[U]:
-    """``function`` of each argument, at the same time if there are several; the first exception is raised."""
+def run_all(
+    function: Callable[[T], U], arguments: Sequence[T], num_threads: int, ended: threading.Event | None = None
+) -> list[U]:
+    """``function`` of each argument, at the same time if there are several.
+
+    Args:
+        function: called in up to ``num_threads`` threads.
+        arguments: one call each.
+        num_threads: most calls at a time.
+        ended: set as soon as one call fails, so that the others may stop waiting; those not begun never are.
+
+    Raises:
+        Exception: the first that any call raised, when the calls under way are over.
+    """
     if len(arguments) <= 1:  # the usual case: stay in this thread, where Ctrl-C interrupts the waiting
         return [function(argument) for argument in arguments]
     with ThreadPoolExecutor(num_threads) as pool:
-        return list(pool.map(function, arguments))
+        futures = [pool.submit(function, argument) for argument in arguments]
+        try:
+            for future in as_completed(futures):
+                future.result()
+        except BaseException:
+            if ended is not None:
+                ended.set()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        return [future.result() for future in futures]
 
 
 class ErrorLog:
@@ -99,3 +127,10 @@ class ErrorLog:
 
 def _column(values: Sequence[float | None]) -> Tensor:
     return torch.tensor([float("nan") if value is None else value for value in values], dtype=torch.float32)
+
+
+def _representable(outcome: Outcome) -> Outcome:
+    # NaN is not below anything either.
+    if isinstance(outcome, Scores) and not all(abs(n) <= LARGEST for n in (outcome.score, *outcome.metrics.values())):
+        return ItemError("not_finite", f"the scorer returned {outcome}, which is no finite float32")
+    return outcome

@@ -1,8 +1,9 @@
 """HTTP to one or several equal reward servers: who is asked, what is tried again, and how long.
 
-* Not reachable, or still loading its scorers (a restart): waited for, up to ``server_wait_s``.
-* Overload (429, 502-504), and a 5xx that is not in the server's own words but those of a proxy before it: tried
-  again ``max_retries`` times, no sooner than Retry-After, with jittered back-off.
+* Not reachable, still loading its scorers (a restart), or overloaded by its own account: takes time only. The next
+  server is asked at once; if there is none, the client waits, no sooner than Retry-After, up to ``server_wait_s``.
+* 429, 502-504, and a 5xx that is not in the server's own words but those of a proxy before it: the same, but at most
+  ``max_retries`` times.
 * Any other error status: the request or the server is wrong; trying again would only hide it.
 """
 
@@ -12,22 +13,23 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from awm.rewards.errors import RewardError
+from awm.rewards.patience import Patience
+from awm.rewards.token import clean_token
 from reward_server.codec import MSGPACK, WireError
 from reward_server.wire import ScoreRequest, ScoreResponse, decode_response, encode_request
 
 CONNECT_TIMEOUT_S = 10.0
 STATUS_TIMEOUT_S = 30.0  # of /readyz and /info; a busy machine may be slow even at that
 SERVER_SHARE = 0.9  # of the time-out: the server must give up first, so that its answer says why
-FIRST_PAUSE_S = 0.25
-LONGEST_PAUSE_S = 8.0
 OVERLOAD = (429, 502, 503, 504)
-AVOID_S = 5.0  # seconds in which the others go first after a server did not answer
+PASSING = ("not_ready", "overloaded")  # the server's own words for a 503 that only time ends
+AVOID_S = 5.0  # seconds in which the others go first after a server did not answer or refused
 
 
 @dataclass(slots=True)
@@ -37,32 +39,6 @@ class _Server:
     avoid_until: float = 0.0  # value of time.monotonic()
 
 
-@dataclass(slots=True)
-class Patience:
-    """How much waiting one call may still do.
-
-    Attributes:
-        give_up: value of time.monotonic() after which nothing is tried again.
-        retries: further attempts at an overloaded server.
-        stop: once set, nothing is waited for any more.
-        pauses: how many there have been.
-    """
-
-    give_up: float
-    retries: int
-    stop: threading.Event = field(default_factory=threading.Event)
-    pauses: int = field(default=0)
-
-    def pause(self, at_least_s: float = 0.0) -> bool:
-        """Wait, longer each time and never in step with other clients; False if there is no time left, or no wish."""
-        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2**self.pauses)
-        seconds = at_least_s + random.uniform(0.5, 1.0) * longest
-        if time.monotonic() + seconds > self.give_up:
-            return False
-        self.pauses += 1
-        return not self.stop.wait(seconds)
-
-
 class Connection:
     """A pool of connections to servers that give equal scores. Thread-safe.
 
@@ -70,12 +46,16 @@ class Connection:
         name: the reward's name, for errors.
         urls: of the servers; each request goes to the one with the fewest unanswered ones.
         timeout_s: longest wait for one answer.
-        token: bearer token.
+        token: bearer token; white space around it is dropped.
+
+    Raises:
+        ValueError: no URL, one that is none, or a token that cannot be sent.
     """
 
     def __init__(self, name: str, urls: Sequence[str], timeout_s: float, token: str) -> None:
         if not urls:
             raise ValueError("no reward server is given; set reward_server.urls")
+        token = clean_token(token)
         self.name = name
         self.timeout_s = timeout_s
         self._servers = [_Server(_checked(url)) for url in urls]
@@ -99,21 +79,26 @@ class Connection:
             server = self._take()
             try:
                 reply = self._post(server.url, body, patience)
+            except httpx.RequestError as error:
+                refusal, rest_s = self.unreachable(server.url, error), 0.0
+                refusal.__cause__ = error
+                another = self._avoid(server, AVOID_S)
+            else:
                 if reply.status_code == 200:
                     return self._decode(server.url, reply, request)
-                self._after_refusal(server.url, reply, patience)
-            except httpx.TransportError as error:
-                server.avoid_until = time.monotonic() + AVOID_S
-                if not patience.pause():
-                    raise self.unreachable(server.url, error) from error
+                refusal, rest_s = self._refusal(server.url, reply), _retry_after_s(reply)
+                patience.retries -= _error_of(reply).get("code") not in PASSING
+                another = self._avoid(server, max(AVOID_S, rest_s))
             finally:
                 self._give_back(server)
+            if patience.retries < 0 or not (patience.lasts() if another else patience.pause(rest_s)):
+                raise refusal
 
     def get(self, url: str, path: str) -> httpx.Response:
         """One attempt at a GET."""
         try:
             return self._client.get(url + path, timeout=STATUS_TIMEOUT_S)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise self.unreachable(url, error) from error
 
     def unreachable(self, url: str, error: Exception) -> RewardError:
@@ -124,7 +109,8 @@ class Connection:
             self.name,
             url,
             f"no answer ({str(error) or type(error).__name__}). Start the server, for example with "
-            f"`awm-reward-server --scorer {scorer} --port {port}`, or correct reward_server.urls.",
+            f"`awm-reward-server --scorer {scorer} --port {port}`, or correct reward_server.urls (for this "
+            f"scorer alone: reward_server.urls_of.{scorer}).",
         )
 
     def refused(self, url: str, reply: httpx.Response) -> RewardError:
@@ -147,24 +133,28 @@ class Connection:
             raise RewardError(self.name, url, "the answer belongs to another request")
         return response
 
-    def _after_refusal(self, url: str, reply: httpx.Response, patience: Patience) -> None:
-        """Return when it makes sense to try again, else raise."""
-        code = _error_of(reply).get("code")
+    def _refusal(self, url: str, reply: httpx.Response) -> RewardError:
+        """The error to raise if there is no time for another attempt; raised now if that would be useless."""
+        error = self.refused(url, reply)
         # Ray Serve, for one, answers 500 for a replica that died: the next one may do.
-        from_a_proxy = reply.status_code >= 500 and code is None
+        from_a_proxy = reply.status_code >= 500 and _error_of(reply).get("code") is None
         if reply.status_code not in OVERLOAD and not from_a_proxy:
-            raise self.refused(url, reply)
-        if code != "not_ready":
-            patience.retries -= 1
-        if patience.retries < 0 or not patience.pause(_retry_after_s(reply)):
-            raise self.refused(url, reply)
+            raise error
+        return error
 
     def _take(self) -> _Server:
         with self._lock:
             now = time.monotonic()
-            server = min(self._servers, key=lambda s: (now < s.avoid_until, s.outstanding))
+            server = min(self._servers, key=lambda s: (now < s.avoid_until, s.outstanding, random.random()))
             server.outstanding += 1
             return server
+
+    def _avoid(self, server: _Server, seconds: float) -> bool:
+        """Let the others go first for a while; True if one of them is fit to."""
+        with self._lock:  # a server that refuses fast would otherwise always be the one with the least to do
+            now = time.monotonic()
+            server.avoid_until = now + seconds
+            return any(now >= s.avoid_until for s in self._servers)
 
     def _give_back(self, server: _Server) -> None:
         with self._lock:
@@ -178,7 +168,9 @@ def _checked(url: str) -> str:
     except httpx.InvalidURL:
         valid = False
     if not valid:
-        raise ValueError(f"reward_server.urls holds {url!r}; expected a URL such as http://127.0.0.1:18080")
+        raise ValueError(
+            f"reward_server.urls or reward_server.urls_of holds {url!r}; expected a URL such as http://127.0.0.1:18080"
+        )
     return url.rstrip("/")
 
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from awm.rewards.collect import ErrorLog, check_lengths, split_name, to_rewards
+from awm.rewards.collect import ErrorLog, check_lengths, representable, split_name, to_rewards
 from awm.rewards.errors import RewardError
 from awm.types import Rewards
 from reward_server.scorers import clipscore, pickscore
@@ -73,6 +73,7 @@ class DifferentiableReward:
             scores = self.score(images[rows], [text[row] for row in rows]).tolist()
             for row, score in zip(rows, scores, strict=True):
                 outcomes[row] = Scores(score, {"raw": score * self._divisor})
+        outcomes = representable(outcomes)
         self._errors.note(outcomes, text)
         return to_rewards(self.name, "in process", outcomes)
 

@@ -13,11 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from awm.rewards.collect import ErrorLog, check_lengths, split_name, to_pixels, to_rewards
+from awm.rewards.collect import ErrorLog, check_lengths, representable, split_name, to_pixels, to_rewards
 from awm.rewards.errors import RewardError
 from awm.types import Rewards
 from reward_server.scorers.base import Item, Scorer
 from reward_server.scorers.table import build_scorer
+from reward_server.worker.scoring import score_items
 
 
 class ScorerReward:
@@ -42,7 +43,7 @@ class ScorerReward:
         pixels = to_pixels(images)
         items = [Item(image, prompt, about) for image, prompt, about in zip(pixels, text, metadata, strict=True)]
         with self._lock:
-            outcomes = self._scorer(items) if items else []
+            outcomes = representable(score_items(self._scorer, items, self.name))
         self._errors.note(outcomes, text)
         return to_rewards(self.name, "in process", outcomes)
 

@@ -24,7 +24,8 @@ class MixtureReward:
 
     A sample is valid if every reward with a weight has a value for it. A reward of weight 0 is only logged: it
     is computed, but its failure is a warning and NaN. Rewards that share a ``source`` ("geneval" and
-    "geneval.strict" of one server) are computed once; different sources run at the same time.
+    "geneval.strict" of one server) are computed once, by one with a weight if there is one, for it is more patient;
+    different sources run at the same time.
 
     Args:
         rewards: name -> (reward, weight).
@@ -40,6 +41,8 @@ class MixtureReward:
         self._groups: dict[Hashable, list[str]] = {}
         for name, reward in self._rewards.items():
             self._groups.setdefault(getattr(reward, "source", name), []).append(name)
+        for group in self._groups.values():
+            group.sort(key=lambda name: not self._weights[name])  # the first one is called for all
         self._warned: set[str] = set()
 
     def __call__(self, images: Tensor, text: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Rewards:
@@ -63,10 +66,13 @@ class MixtureReward:
         except Exception as error:
             if any(self._weights[name] for name in group):
                 raise
-            level = logging.DEBUG if group[0] in self._warned else logging.WARNING
-            self._warned.add(group[0])
-            log.log(level, "%s is only monitored (weight 0) and missing from the log: %s", ", ".join(group), error)
+            self._warn(group, error)
             return None
+
+    def _warn(self, names: Sequence[str], error: Exception) -> None:
+        level = logging.DEBUG if names[0] in self._warned else logging.WARNING
+        self._warned.add(names[0])
+        log.log(level, "%s is only monitored (weight 0) and missing from the log: %s", ", ".join(names), error)
 
     def _combine(self, results: Sequence[Rewards | None], count: int) -> Rewards:
         parts: dict[str, Tensor] = {}
@@ -88,6 +94,11 @@ class MixtureReward:
             return torch.full((count,), torch.nan)
         if name in result.parts:
             return result.parts[name]
-        if len(self._groups[getattr(self._rewards[name], "source", name)]) > 1:
-            raise RewardError(name, "mixture", f"no such number; choose one of {', '.join(result.parts)}")
-        return torch.where(result.valid, result.total, torch.nan)
+        if len(self._groups[getattr(self._rewards[name], "source", name)]) == 1:
+            return torch.where(result.valid, result.total, torch.nan)
+        if any(torch.isfinite(part).any() for part in result.parts.values()):
+            error = RewardError(name, "mixture", f"no such number; choose one of {', '.join(result.parts)}")
+            if self._weights[name]:
+                raise error
+            self._warn([name], error)
+        return torch.full((count,), torch.nan)  # if every image failed, nothing says which numbers there could be

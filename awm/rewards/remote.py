@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from awm.registry import nearest
-from awm.rewards.collect import ErrorLog, check_lengths, run_all, split_name, to_pixels, to_rewards
-from awm.rewards.connection import Connection, Patience
+from awm.rewards.collect import ErrorLog, check_lengths, representable, run_all, split_name, to_pixels, to_rewards
+from awm.rewards.connection import Connection
 from awm.rewards.errors import RewardError
+from awm.rewards.patience import Patience
 from awm.types import Rewards
 from reward_server.images import encode_image
 from reward_server.scorers.base import ItemError, Outcome
@@ -36,10 +37,11 @@ class RemoteReward:
         urls: one or several servers with equal scorers.
         name: "geneval" takes the scorer's score, "geneval.strict" its metric "strict".
         timeout_s: longest wait for one answer.
-        max_retries: further attempts when a server is overloaded or calls an item's failure temporary.
+        max_retries: further attempts when a proxy before a server fails or a server calls an item's failure temporary.
         token: bearer token, if the server asks for one.
-        server_wait_s: how long a call waits for a server that went away (a restart). Together with
-            ``timeout_s`` this bounds the call; keep it well below the time-out of collective operations.
+        server_wait_s: how long a call waits for servers that went away (a restart) or are overloaded; 0: it only
+            asks each server once. Together with ``timeout_s`` this bounds the call; keep it well below the time-out
+            of collective operations.
         max_images: most images in one request.
         max_bytes: most bytes of images in one request, counted unencoded.
         image_format: raw, png, jpeg or webp; None takes raw for servers on this machine and png for others.
@@ -83,13 +85,15 @@ class RemoteReward:
         check_lengths(images, text, metadata)
         pixels = to_pixels(images)
         give_up = time.monotonic() + self._server_wait_s + self.connection.timeout_s
-        chunks = self._chunks(pixels)
+        ended = threading.Event()  # the others need not wait for a server when one chunk has failed for good
 
         def score(chunk: slice) -> list[Outcome]:
-            patience = Patience(give_up, self._max_retries, self._stop)
+            patience = Patience(give_up, self._max_retries, self._server_wait_s, (ended, self._stop))
             return self._score(pixels[chunk], text[chunk], metadata[chunk], patience)
 
-        outcomes = [o for part in run_all(score, chunks, REQUESTS_PER_SERVER * len(self.connection.urls)) for o in part]
+        num_threads = REQUESTS_PER_SERVER * len(self.connection.urls)
+        parts = run_all(score, self._chunks(pixels), num_threads, ended)
+        outcomes = representable([outcome for part in parts for outcome in part])
         self._errors.note(outcomes, text)
         return to_rewards(self.name, self.connection.urls[0], outcomes)
 
@@ -103,10 +107,14 @@ class RemoteReward:
             self._check_info(url, _described_rewards(self.name, url, reply))
 
     def _wait_until_ready(self, url: str) -> None:
-        patience = Patience(time.monotonic() + self._server_wait_s, self._max_retries, self._stop)
+        patience = Patience(time.monotonic() + self._server_wait_s, self._max_retries, stops=(self._stop,))
         while (reply := self.connection.get(url, "/readyz")).status_code == 503:
             if not patience.pause():
-                raise RewardError(self.name, url, f"is not ready after {self._server_wait_s:g} s: {reply.text}")
+                raise RewardError(
+                    self.name,
+                    url,
+                    f"is not ready after reward_server.server_wait_s={self._server_wait_s:g} s: {reply.text}",
+                )
         if reply.status_code != 200:
             raise RewardError(self.name, url, f"answers /readyz with {reply.status_code}; is this a reward server?")
 
@@ -117,7 +125,8 @@ class RemoteReward:
                 self.name,
                 url,
                 f"this server has no scorer {self.scorer!r}; it has {', '.join(known)}."
-                f"{nearest(self.scorer, known)} Start it with `--scorer {self.scorer}`, or correct reward_fn.",
+                f"{nearest(self.scorer, known)} Start it with `--scorer {self.scorer}`, correct "
+                f"reward_fn, or name the server that has it in reward_server.urls_of.{self.scorer}.",
             )
         metrics = rewards[self.scorer]["metrics"]
         if self.metric and self.metric not in metrics:
@@ -136,7 +145,9 @@ class RemoteReward:
             return
         change = f"its versions changed from {known} to {fingerprint}, so scores before and after are not comparable"
         if not self._allow_changed_scorer:
-            raise RewardError(self.name, url, f"{change}. Run equal servers, or set allow_changed_scorer.")
+            raise RewardError(
+                self.name, url, f"{change}. Run equal servers, or set reward_server.allow_changed_scorer=True."
+            )
         log.warning("reward %s (%s): %s", self.name, url, change)
 
     def _chunks(self, pixels: NDArray[np.uint8]) -> list[slice]:

@@ -20,6 +20,7 @@ from reward_server.scorers.clip_files import check_pair, load_model, load_tokeni
 from reward_server.scorers.clip_files import hash_weights as hash_weights  # the alias makes the name public here too
 from reward_server.scorers.clip_pixels import PREPROCESSING
 from reward_server.scorers.clip_pixels import preprocess as preprocess
+from reward_server.scorers.devices import choose_device
 
 IMAGES_PER_PASS = 32  # bounds the memory of a forward pass, however many images there are
 TEXTS_PER_PASS = 256
@@ -59,7 +60,7 @@ class Clip:
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"dtype is {dtype!r}; choose one of {', '.join(DTYPES)}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         own = processor is None or processor == model
         self.tokenizer = load_tokenizer(model if processor is None else processor, revision if own else None)
         path = Path(model)

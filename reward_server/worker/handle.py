@@ -21,6 +21,8 @@ from reward_server.settings import TOKEN_VARIABLE, ScorerSettings
 from reward_server.worker import frames
 
 STDERR = 2
+DEVICE_VARIABLE = "AWM_REWARD_DEVICE"
+"""Tells a worker which kind of device it was promised, "cpu" or "cuda"."""
 PROGRAM = Path(__file__).with_name("main.py")
 KILLED_FROM_OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
 
@@ -86,7 +88,7 @@ class Worker:
                 stdout=STDERR,  # what a library prints must not mix with what the server prints
                 start_new_session=True,  # a Ctrl-C in the terminal stops the server, which stops its workers
             )
-        except OSError as error:
+        except (OSError, ValueError) as error:
             self._connection.close()
             raise WorkerError("start", f"cannot run {settings.python or sys.executable}: {error}") from None
         finally:
@@ -130,15 +132,22 @@ class Worker:
             for item in items
         ]
         reply, _ = self._ask({"items": about}, [item.image.data for item in items], self._settings.timeout_s)
-        return [unpack_outcome(outcome) for outcome in reply["outcomes"]], reply["timing"]
+        try:
+            outcomes = [unpack_outcome(outcome) for outcome in reply["outcomes"]]
+            timing = {stage: float(seconds) for stage, seconds in reply["timing"].items()}
+            if len(outcomes) != len(items):
+                raise ValueError(f"{len(outcomes)} outcomes for {len(items)} items")
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise self._nonsense(error) from error
+        return outcomes, timing
 
     def kill(self) -> int:
-        """End the process now, wait for it, and return its exit status; harmless if it has ended.
+        """End the process and all it has started, wait for it, and return its exit status; harmless if it has ended.
 
         A thread that waits for the worker's answer notices by itself: the socket's other end closes.
         """
-        if self._process.poll() is None:
-            self._process.kill()
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # it leads a group of its own: what it forked dies with it
         return self._process.wait()
 
     def ended(self) -> bool:
@@ -146,8 +155,10 @@ class Worker:
         return self._process.poll() is not None
 
     def wait(self) -> None:
-        """Return when the process is gone."""
+        """Return when the process is gone; an answer that somebody still waits for then fails at once."""
         self._process.wait()
+        with contextlib.suppress(OSError):  # closed meanwhile
+            self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """End the process and free its socket; only for the thread that uses this object."""
@@ -167,6 +178,13 @@ class Worker:
             status = self._wait_for_death()
             outside = status < 0 and -status in KILLED_FROM_OUTSIDE
             raise WorkerError("kill" if outside else "crash", f"its process {_ended(status)}") from None
+        except Exception as error:
+            raise self._nonsense(error) from error
+
+    def _nonsense(self, error: Exception) -> WorkerError:
+        """For what is not this protocol; something in the scorer may write to every file descriptor it finds."""
+        self.kill()
+        return WorkerError("crash", f"its answer makes no sense ({type(error).__name__}: {error}); it was ended")
 
     def _wait_for_death(self) -> int:
         """Exit status; the socket closes a moment before the process is gone, and kill() would hide the reason."""
@@ -178,7 +196,8 @@ class Worker:
 def _environment(settings: ScorerSettings, device: str) -> dict[str, str]:
     # The server's token is none of a scorer's business.
     inherited = {key: value for key, value in os.environ.items() if key != TOKEN_VARIABLE}
-    return inherited | {"CUDA_VISIBLE_DEVICES": _visible_gpu(device)} | dict(settings.env)
+    seen = {"CUDA_VISIBLE_DEVICES": _visible_gpu(device), DEVICE_VARIABLE: device.partition(":")[0]}
+    return inherited | seen | dict(settings.env)
 
 
 def _visible_gpu(device: str) -> str:
@@ -189,11 +208,12 @@ def _visible_gpu(device: str) -> str:
     kind, _, number = device.partition(":")
     if kind != "cuda":
         return ""
-    own = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
-    if not own:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
         return number
+    own = [name.strip() for name in visible.split(",") if name.strip()]
     if int(number) >= len(own):
-        raise WorkerError("start", f"there is no {device}: CUDA_VISIBLE_DEVICES={','.join(own)}, counted from cuda:0")
+        raise WorkerError("start", f"there is no {device}: CUDA_VISIBLE_DEVICES={visible}, counted from cuda:0")
     return own[int(number)]
 
 

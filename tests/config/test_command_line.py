@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from awm.command_line import parse
 from awm.configuration import config_to_dict
@@ -29,6 +30,35 @@ def test_rewards_can_be_replaced_as_a_whole():
     assert config.reward_fn.to_dict() == {"geneval.strict": 1.0, "jpeg_compressibility": 0.5}
 
 
+def test_a_scorer_can_have_servers_of_its_own(tmp_path: Path):
+    key = "--config.reward_server.urls_of"
+    config = run(f"{key}.geneval=http://a:1,http://b:2", f"{key}.pickscore=https://c", "--config.reward_fn.pickscore=1")
+    expected = {"geneval": ("http://a:1", "http://b:2"), "pickscore": ("https://c",)}
+    assert config.reward_server.urls_of.to_dict() == expected
+    validate(config)
+    (tmp_path / "config.json").write_text(json.dumps(config_to_dict(config)))
+    again = parse(
+        ["--config", str(tmp_path / "config.json"), f"{key}.geneval=http://d"], program="awm-train", purpose=""
+    )
+    assert again.reward_server.urls_of.to_dict() == expected | {"geneval": ("http://d",)}
+
+
+@pytest.mark.parametrize("urls", ["http://a", (), (1,)])
+def test_a_scorer_s_servers_are_a_tuple_of_urls(urls: object):
+    config = run()
+    with config.unlocked():
+        config.reward_server.urls_of = ConfigDict({"geneval": urls})
+    with pytest.raises(ValueError, match=r"urls_of\['geneval'\]=.* must be a tuple of URLs"):
+        validate(config)
+
+
+def test_how_long_to_wait_for_a_server_is_a_key():
+    config = run("--config.reward_server.server_wait_s=20", "--config.reward_server.allow_changed_scorer=True")
+    validate(config)
+    assert (config.reward_server.server_wait_s, config.reward_server.allow_changed_scorer) == (20.0, True)
+    assert (run().reward_server.server_wait_s, run().reward_server.allow_changed_scorer) == (300.0, False)
+
+
 def test_a_run_s_config_json_can_be_fed_back(tmp_path: Path):
     config = run("--config.train.beta=0.02")
     (tmp_path / "config.json").write_text(json.dumps(config_to_dict(config)))
@@ -49,6 +79,9 @@ def test_the_token_is_never_written():
         (["--config.train.learning_rate=fast"], r"train.learning_rate=fast"),
         (["--config.sample.num_prompts_per_epoch=1.5"], r"num_prompts_per_epoch=1.5"),
         (["--config.reward_fn.geneval=high"], r"needs numbers"),
+        (["--config.reward_server.urls_of.geneval"], r"needs a scorer and URLs"),
+        (["--config.reward_server.urls_of.geneval=a:18080"], r"needs a scorer and URLs"),
+        (["--config.reward_server.urls_of=geneval=http://a"], r"needs a scorer and URLs"),
         (["--config.seed"], r"--config.seed needs a value"),
         (["--learning_rate=1"], r"learning_rate"),
         (["surplus"], r"do not know what to do with 'surplus'"),
@@ -81,6 +114,7 @@ def test_an_unknown_key_in_a_json_file_is_an_error(tmp_path: Path):
         ("prompt_fn=genval", r"unknown prompt_fn 'genval'.*Did you mean 'geneval'"),
         ("train.beta=-1.0", r"train.beta=-1.0 is not valid; it must be at least 0"),
         ("train.timestep_fraction=1.5", r"greater than 0 and at most 1"),
+        ("reward_server.server_wait_s=-1.0", r"reward_server.server_wait_s=-1.0 is not valid; it must be at least 0"),
         ("sample.num_image_per_prompt=1", r"every advantage zero"),
         ("train.cfg=True", r"guidance_scale is 1.0"),
         ("trackers=('tensorbord',)", r"unknown tracker 'tensorbord'"),

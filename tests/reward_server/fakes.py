@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
+import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from reward_server.scorers.base import Item, ItemError, Outcome, Scores
 
@@ -41,6 +45,10 @@ class Fake:
             time.sleep(3600)
         if "wait" in prompts:
             self._wait_for_gate()
+        if "garbage" in prompts:
+            write_to_every_socket(b"\x00\x00\x00\x05hello")
+        if "fork" in prompts:
+            subprocess.Popen(["sleep", "3600"])
         if "poison" in prompts:
             raise RuntimeError("swallowed poison")
         time.sleep(self.seconds)
@@ -53,6 +61,10 @@ class Fake:
         return "", {}
 
     def _outcome(self, item: Item) -> Outcome:
+        if item.prompt == "none":
+            return None  # type: ignore[return-value]
+        if item.prompt == "message":
+            return ItemError("odd", ValueError("\ud800" + "x" * 10_000), np.True_)  # type: ignore[arg-type]
         if item.prompt in ("nan", "text"):
             return Scores(float("nan") if item.prompt == "nan" else "high")  # type: ignore[arg-type]
         if item.prompt == "flaky":
@@ -66,6 +78,16 @@ class Fake:
         (self.folder / "entered").touch()
         while not (self.folder / "open").exists():
             time.sleep(0.01)
+
+
+def write_to_every_socket(data: bytes) -> None:
+    """What a library with a bug may do to the socket between worker and server."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            if stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                os.write(int(name), data)
+        except OSError:
+            pass
 
 
 class Broken(Fake):
@@ -87,6 +109,24 @@ class Moody(Fake):
         counter.write_text(str(left - 1))
 
 
+class Sick(Fake):
+    """Scores nothing any more after the prompt "sick", as after a CUDA error, until its process is a new one."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Outcome]:
+        if any(item.prompt == "sick" for item in items):
+            self.flaky_calls = -1
+        if self.flaky_calls < 0:
+            raise RuntimeError("an illegal memory access was encountered")
+        return super().__call__(items)
+
+
+class Unsayable(Fake):
+    """Its fingerprint is no plain text."""
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return {"weights": Path("/models")}  # type: ignore[dict-item]
+
+
 class Changing(Fake):
     """Another version each time it starts."""
 
@@ -95,10 +135,9 @@ class Changing(Fake):
 
 
 class FailsLater(Fake):
-    """Scores its warm-up image and nothing else."""
+    """Scores images of the warm-up's size and no larger ones."""
 
     def __call__(self, items: Sequence[Item]) -> list[Outcome]:
-        self.flaky_calls += 1
-        if self.flaky_calls > 1:
-            raise RuntimeError("tired already")
+        if any(len(item.image) > 64 for item in items):
+            raise RuntimeError("too large for me")
         return super().__call__(items)

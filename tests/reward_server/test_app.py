@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,9 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from fastapi import Request
 
+from reward_server.app import Intake
 from reward_server.codec import MSGPACK
 from reward_server.images import encode_image
 from reward_server.scorers.base import ItemError, Scores
@@ -299,3 +302,40 @@ def test_a_defect_of_the_server_is_said_in_its_own_words(monkeypatch: pytest.Mon
         monkeypatch.setattr(service, "fingerprint", lambda name: {}[name])
         reply = post(url, grey())
     assert (reply.status_code, error(reply)["code"]) == (500, "internal")
+
+
+def test_bytes_that_wait_are_limited_too(tmp_path: Path) -> None:
+    """Requests whose deadline is over hold their images until a worker gets to them."""
+    gate = Gate(tmp_path)
+    limits = Limits(max_body_bytes=1 << 16, max_items=4, max_pixels=1 << 16)
+    service = Service(settings("fake", options={"fake": gate.options}, limits=limits, max_queued=1000))
+    with serve(service) as url, ThreadPoolExecutor(2) as pool:
+        pool.submit(post, url, grey(prompt="wait"))
+        gate.wait_until_entered()
+        large = WireItem(0, encode_image(np.zeros((140, 140, 3), dtype=np.uint8), "raw"), "", {})
+        statuses = [post(url, large, **{"X-Deadline-S": "0.01"}).status_code for _ in range(20)]
+        assert statuses.count(200) in (16, 17) and statuses[-1] == 503
+        gate.open()
+        wait_for(lambda: service._bytes == 0)
+        assert post(url, large).status_code == 200
+
+
+def test_a_connection_that_sends_nothing_gives_its_room_back(url: str) -> None:
+    host, port = url.removeprefix("http://").split(":")
+    head = f"POST /v1/score HTTP/1.1\r\nHost: {host}\r\nContent-Type: {MSGPACK}\r\nX-Deadline-S: 0.3\r\n"
+    for length in ("Content-Length: 1000000\r\n\r\n", "Transfer-Encoding: chunked\r\n\r\n"):
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall((head + length).encode())
+            assert b"503" in connection.recv(100)
+    assert post(url, grey()).status_code == 200
+
+
+def test_a_chunked_body_is_chunked_whatever_length_it_claims() -> None:
+    intake = Intake(1000)
+    scope = {"type": "http", "headers": [(b"content-length", b"1"), (b"transfer-encoding", b"chunked")]}
+    assert intake._announced_size(Request(scope)) == 1000
+
+
+def test_an_unknown_path_answers_like_everything_else(url: str) -> None:
+    for reply in (get(url + "/v2/score"), get(url + "/v1/score")):
+        assert error(reply)["code"] == "no_such_operation"

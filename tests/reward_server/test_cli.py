@@ -141,7 +141,7 @@ def test_check_fails_for_a_reward_that_fails(capsys: pytest.CaptureFixture[str])
         with pytest.raises(SystemExit) as exit_:
             main(["check", url])
         assert exit_.value.code == 1
-    assert "8 of 8 failed: RuntimeError: tired already" in capsys.readouterr().out
+    assert "8 of 8 failed: RuntimeError: too large for me" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("no_token")

@@ -115,6 +115,31 @@ def deep(choice: random.Random) -> bytes:
     return b"\x91" * choice.randrange(1, 200_000) + b"\xc0"
 
 
+def nested_metadata(choice: random.Random) -> bytes:
+    """As deep as the codec lets pass, and deeper."""
+    metadata: Any = 1
+    for _ in range(choice.choice([10, 31, 33, 200, 500, 990, 1015])):
+        metadata = [metadata] if choice.random() < 0.5 else {"a": metadata}
+    message = msgpack.unpackb(GOOD)
+    message["items"][0]["metadata"] = {"nested": metadata}
+    return bytes(msgpack.packb(message))
+
+
+def many_containers(choice: random.Random) -> bytes:
+    """Few bytes, much memory: lists of empty lists."""
+    row = b"\xdc\xff\xff" + b"\x90" * 65535
+    return GOOD.replace(b"\xa5items\x92", b"\xa5items\x9f" + row * choice.randint(1, 15), 1)
+
+
+def long_text(choice: random.Random) -> bytes:
+    message = msgpack.unpackb(GOOD)
+    if choice.random() < 0.5:
+        message["items"][0]["prompt"] = "x" * choice.choice([60_000, 70_000, 900_000])
+    else:
+        message["items"][0]["metadata"] = {"text": "x" * choice.choice([200_000, 300_000])}
+    return bytes(msgpack.packb(message))
+
+
 def junk_image(choice: random.Random) -> bytes:
     message = msgpack.unpackb(GOOD)
     data = bytearray(IMAGE.data)
@@ -131,7 +156,18 @@ def junk_image(choice: random.Random) -> bytes:
     return bytes(msgpack.packb(message))
 
 
-KINDS: list[Callable[[random.Random], bytes]] = [truncated, flipped, noise, wrong_type, huge_count, deep, junk_image]
+KINDS: list[Callable[[random.Random], bytes]] = [
+    truncated,
+    flipped,
+    noise,
+    wrong_type,
+    huge_count,
+    deep,
+    junk_image,
+    nested_metadata,
+    many_containers,
+    long_text,
+]
 
 
 def as_json(body: bytes) -> bytes:

@@ -12,21 +12,19 @@ import time
 from collections.abc import Iterator
 
 import httpx
-import numpy as np
 import psutil
 import pytest
 
 from reward_server.codec import MSGPACK
-from reward_server.images import encode_image
-from reward_server.scorers.base import ItemError, Scores
-from reward_server.wire import ScoreRequest, WireItem, decode_response, encode_request
-from tests.reward_server.serving import free_port, settings, wait_for
+from reward_server.scorers.base import ItemError
+from reward_server.wire import ScoreRequest, decode_response, encode_request
+from tests.reward_server.contract import GOOD, SETTINGS, TOKEN, Contract, item
+from tests.reward_server.serving import free_port, wait_for
 
 ray = pytest.importorskip("ray", reason="needs the extra `ray`")
 serve = pytest.importorskip("ray.serve", reason="needs the extra `ray`")
 
-GREY = encode_image(np.full((8, 8, 3), 51, dtype=np.uint8), "raw")
-BODY = encode_request(ScoreRequest(("fake",), tuple(WireItem(i, GREY, "", {}) for i in range(4))))
+BODY = encode_request(ScoreRequest(("fake",), tuple(item(i) for i in range(4))))
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +34,13 @@ def url() -> Iterator[str]:
     port = free_port()
     ray.init(num_cpus=4, include_dashboard=False, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port})
-    options = {"fake": {"seconds": 0.02}}
-    app = application(settings("fake", options=options), "secret", min_replicas=2, max_replicas=2)
+    app = application(SETTINGS, TOKEN, min_replicas=2, max_replicas=2)
     serve.run(app, name=NAME, route_prefix="/")
     yield f"http://127.0.0.1:{port}"
+    left = [*replicas(), *workers()]
     serve.shutdown()
     ray.shutdown()
-    wait_for(lambda: not replicas() and not workers())
+    wait_for(lambda: not any(alive(process) for process in left))
 
 
 def replicas() -> list[psutil.Process]:
@@ -50,7 +48,12 @@ def replicas() -> list[psutil.Process]:
 
 
 def workers() -> list[psutil.Process]:
-    return [p for p in psutil.process_iter() if any(part.endswith("worker/main.py") for part in cmdline(p))]
+    children = [child for replica in replicas() for child in replica.children(recursive=True)]
+    return [child for child in children if any(part.endswith("worker/main.py") for part in cmdline(child))]
+
+
+def alive(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -66,11 +69,11 @@ def worth_another_try(reply: httpx.Response) -> bool:
 
 
 def post(client: httpx.Client) -> httpx.Response:
-    return client.post("/v1/score", content=BODY, headers={"Content-Type": MSGPACK, "Authorization": "Bearer secret"})
+    return client.post("/v1/score", content=BODY, headers={"Content-Type": MSGPACK, "Authorization": f"Bearer {TOKEN}"})
 
 
 def test_both_replicas_answer_and_one_may_die(url: str) -> None:
-    wait_for(lambda: len(replicas()) == 2 and len(workers()) == 2)
+    wait_for(lambda: len(replicas()) == 2 and len(workers()) == 4)
     stop = threading.Event()
     statuses: dict[int, int] = {}
     wrong: list[object] = []
@@ -83,9 +86,7 @@ def test_both_replicas_answer_and_one_may_die(url: str) -> None:
                 if reply.status_code == 200:
                     for result in decode_response(reply.content).results:
                         outcome = result.rewards["fake"]
-                        if outcome != Scores(0.2, {"twice": 0.4}) and not (
-                            isinstance(outcome, ItemError) and outcome.retryable
-                        ):
+                        if outcome != GOOD and not (isinstance(outcome, ItemError) and outcome.retryable):
                             wrong.append(outcome)
                 elif not worth_another_try(reply):
                     wrong.append(reply.text)
@@ -97,7 +98,7 @@ def test_both_replicas_answer_and_one_may_die(url: str) -> None:
     victim = replicas()[0]
     children = victim.children(recursive=True)
     os.kill(victim.pid, signal.SIGKILL)
-    wait_for(lambda: not victim.is_running() and len(replicas()) == 2, patience_s=120)
+    wait_for(lambda: not alive(victim) and len(replicas()) == 2, patience_s=120)
     time.sleep(2.0)
     stop.set()
     for thread in threads:
@@ -105,9 +106,8 @@ def test_both_replicas_answer_and_one_may_die(url: str) -> None:
         assert not thread.is_alive(), "a request was never answered"
     assert not wrong
     assert statuses[200] > 100
-    wait_for(lambda: not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children))
+    wait_for(lambda: not any(alive(child) for child in children))
 
 
-def test_the_token_is_asked_for(url: str) -> None:
-    assert httpx.get(url + "/readyz").status_code == 200
-    assert httpx.get(url + "/info").status_code == 401
+def test_the_contract(url: str) -> None:
+    Contract(url).check()

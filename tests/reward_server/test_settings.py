@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from reward_server.settings import ScorerSettings, Settings, SettingsError, load_settings
+from reward_server.settings import ScorerSettings, Settings, SettingsError, load_settings, token_from_environment
 from reward_server.wire import Limits
 from tests.reward_server.serving import FAKES
 
@@ -91,8 +91,8 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("scorers: {geneval: {batch_images: many}}", "scorers.geneval.batch_images is 'many'; expected an integer"),
         ("scorers: {geneval: {batch_images: true}}", "is True; expected an integer"),
         ("scorers: {geneval: {batch_images: 0}}", "batch_images=0; expected a number above 0"),
-        ("scorers: {geneval: {timeout_s: .nan}}", "timeout_s=nan; expected a number above 0"),
-        ("scorers: {geneval: {batch_wait_s: -1}}", "batch_wait_s=-1.0; expected seconds, 0 or more"),
+        ("scorers: {geneval: {timeout_s: .nan}}", "timeout_s=nan; expected seconds, above 0"),
+        ("scorers: {geneval: {batch_wait_s: -1}}", "batch_wait_s=-1.0; expected seconds, 0 to 604800"),
         ("scorers: {geneval: {python: nowhere/python}}", "nowhere/python is no executable"),
         ("scorers: {geneval: {options: [1]}}", r"scorers.geneval.options is \[1\]; expected a dictionary"),
         ("scorers: {mine: {scorer: 'mine.py:Mine'}}", "there is no file .*mine.py"),
@@ -103,9 +103,29 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
         ("scorers: {geneval: {}}\nport: '80'", "port is '80'; expected an integer"),
         ("scorers: {geneval: {}}\nmax_queued: 10", "max_queued=10 cannot hold one request of 256 images"),
         ("scorers: {geneval: {}", "is not YAML"),
+        ("scorers: {geneval: {}}\nport: 99999", r"port=99999; expected 0 \(any free one\) to 65535"),
+        ("scorers: {geneval: {}}\n3: 4", "unknown key 3"),
+        ("scorers: {geneval: {}, geneval: {}}", "the key 'geneval' stands there twice"),
+        ("scorers: {geneval: {timeout_s: .inf}}", "timeout_s=inf; expected seconds, above 0 and at most 604800"),
+        ("scorers: {geneval: {batch_wait_s: .inf}}", "batch_wait_s=inf; expected seconds, 0 to 604800"),
+        ("scorers: {geneval: {env: {OMP_NUM_THREADS: 4}}}", 'is not text; put it into quotes: OMP_NUM_THREADS: "4"'),
+        ("scorers: {geneval: {options: {revision: 2024-05-01}}}", "put it into quotes if it is a name"),
+        ("scorers: {geneval: {options: {weights: !!binary aGk=}}}", "something else than text"),
         ("!!python/object/apply:os.system [ls]", "is not YAML"),
     ],
 )
 def test_what_is_wrong_is_said(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load(tmp_path, text)
+
+
+def test_the_token_may_end_in_a_newline_and_is_never_quoted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWM_REWARD_TOKEN", "s3cret\n")
+    assert token_from_environment() == "s3cret"
+    monkeypatch.setenv("AWM_REWARD_TOKEN", "  ")
+    assert token_from_environment() is None
+    for bad in ("s3cr\u00e9t", "s3\ncret"):
+        monkeypatch.setenv("AWM_REWARD_TOKEN", bad)
+        with pytest.raises(SettingsError, match="no HTTP header can carry") as error:
+            token_from_environment()
+        assert "s3" not in str(error.value)

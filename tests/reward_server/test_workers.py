@@ -47,6 +47,7 @@ def running(**options: Any) -> Iterator[Service]:
 
 def score(service: Service, *prompts: str, deadline_s: float = 60.0) -> list[Outcome]:
     request = ScoreRequest(("fake",), tuple(WireItem(i, GREY, prompt, {}) for i, prompt in enumerate(prompts)))
+    wait_for(lambda: service.not_ready_because(["fake"]) is None)  # a worker that died a moment ago
     ticket = service.submit(request, deadline_s)
     ticket.done.result(60)
     return [result.rewards["fake"] for result in ticket.results()]
@@ -91,6 +92,92 @@ def test_a_hanging_image_is_stopped_and_its_mates_are_scored() -> None:
         assert code(outcomes[1]) == ("timeout", True)
 
 
+def test_garbage_on_the_socket_is_a_crash_and_not_the_end() -> None:
+    with running() as service:
+        outcomes = score(service, "", "garbage")
+        assert outcomes[0] == GOOD
+        assert code(outcomes[1]) == ("worker_crashed", False)
+        assert isinstance(outcomes[1], ItemError) and "makes no sense" in outcomes[1].message
+        assert score(service, "") == [GOOD]
+
+
+def test_what_a_scorer_returns_by_mistake_is_that_items_error() -> None:
+    with running() as service:
+        (before,) = service.worker_pids()["fake"]
+        good, none, message = score(service, "", "none", "message")
+        assert good == GOOD and code(none) == ("scorer_failed", False)
+        assert isinstance(none, ItemError) and "expected Scores or ItemError" in none.message
+        assert code(message) == ("odd", True)
+        assert isinstance(message, ItemError) and len(message.message) < 2100 and message.message.startswith("\\ud800")
+        assert service.worker_pids()["fake"] == [before]
+
+
+def test_a_scorer_that_is_sick_gets_a_new_process() -> None:
+    with running(options={"fake": {"class": "Sick"}}) as service:
+        (before,) = service.worker_pids()["fake"]
+        outcomes = score(service, "sick", "")
+        assert outcomes[1] == GOOD and not isinstance(outcomes[0], Scores)
+        assert service.worker_pids()["fake"] != [before]
+
+
+def test_what_a_scorer_started_dies_with_it() -> None:
+    with running() as service:
+        (pid,) = service.worker_pids()["fake"]
+        assert score(service, "fork") == [GOOD]
+        (child,) = psutil.Process(pid).children()
+        assert child.name() == "sleep"
+        os.kill(pid, signal.SIGKILL)  # the child must neither survive nor keep the socket open
+        wait_for(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, 20)
+        wait_for(lambda: service.ready)
+        assert score(service, "") == [GOOD]
+
+
+def test_a_fingerprint_that_cannot_travel_says_so() -> None:
+    service = Service(settings("fake", options={"fake": {"class": "Unsayable"}}))
+    with pytest.raises(WorkerError, match="not JSON serializable"):
+        service.load()
+    service.stop()
+
+
+def test_a_reward_without_a_worker_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "MAX_FAILED_STARTS", 1)
+    (tmp_path / "starts").write_text("1")
+    options = {"other": {"class": "Moody", "folder": str(tmp_path)}}
+    service = Service(settings("fake", "other", options=options))
+    service.load()
+    try:
+        os.kill(service.worker_pids()["other"][0], signal.SIGKILL)
+        wait_for(lambda: not service.ready)
+        assert score(service, "") == [GOOD]
+        with pytest.raises(BusyError, match="reward other has no worker"):
+            service.submit(ScoreRequest(("fake", "other"), (WireItem(0, GREY, "", {}),)), 60)
+        assert not service.gave_up
+    finally:
+        service.stop()
+
+
+def test_a_defect_of_the_server_is_said_and_not_slept_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    with running() as service:
+        monkeypatch.setattr(Worker, "score", lambda *_: {}["defect"])
+        assert code(score(service, "")[0]) == ("internal", False)
+        wait_for(lambda: not service.ready)
+        assert "KeyError: 'defect'" in str(service.not_ready_because())
+        assert service.gave_up
+
+
+def test_images_are_decoded_a_few_at_a_time(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    worker = Worker("fake", settings("fake", options={"fake": gate.options}).scorers["fake"], "cpu", max_pixels=64 * 64)
+    try:
+        worker.start()
+        large = encode_image(np.full((64, 64, 3), 51, dtype=np.uint8), "raw")
+        outcomes, _ = worker.score([RawItem(large, "", {}) for _ in range(10)])
+        assert outcomes == [GOOD] * 10
+    finally:
+        worker.close()
+    assert gate.batches() == [1, 4, 4, 2]
+
+
 def test_while_one_worker_hangs_another_works(tmp_path: Path) -> None:
     gate = Gate(tmp_path)
     with running(options={"fake": gate.options}, workers_per_device=2) as service:
@@ -108,7 +195,7 @@ def test_no_worker_left_means_not_ready_until_the_next_one_is_warm(tmp_path: Pat
         os.kill(service.worker_pids()["fake"][0], signal.SIGKILL)
         wait_for(lambda: not service.ready)  # though nobody asked it anything
         with pytest.raises(BusyError, match="has no worker") as refusal:
-            score(service, "")
+            service.submit(ScoreRequest(("fake",), (WireItem(0, GREY, "", {}),)), 60)
         assert refusal.value.code == "not_ready"
         wait_for(lambda: service.ready)
         assert score(service, "") == [GOOD]

@@ -13,30 +13,10 @@ from typing import Any
 import pytest
 import torch
 
-from awm.rewards.connection import Patience
 from awm.rewards.errors import RewardError
 from awm.rewards.remote import RemoteReward
 
 NOBODY = "http://127.0.0.1:9"
-
-
-def test_patience_waits_longer_each_time_until_time_is_up() -> None:
-    patience = Patience(time.monotonic() + 1.2, retries=3)
-    started = time.monotonic()
-    assert patience.pause() and patience.pause()
-    assert 0.375 <= time.monotonic() - started < 1.2
-    assert not patience.pause(at_least_s=1.2)
-    assert patience.pauses == 2
-
-
-def test_a_stop_ends_a_pause_and_every_later_one_at_once() -> None:
-    stop = threading.Event()
-    patience = Patience(time.monotonic() + 1000, retries=3, stop=stop)
-    threading.Timer(0.2, stop.set).start()
-    started = time.monotonic()
-    assert not patience.pause(at_least_s=500)
-    assert not patience.pause(at_least_s=100)
-    assert time.monotonic() - started < 30
 
 
 def test_a_stop_wakes_a_call_that_waits_for_a_missing_server() -> None:

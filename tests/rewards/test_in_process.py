@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from awm.interfaces import Reward
-from awm.rewards.in_process import in_process_reward
+from awm.rewards.errors import RewardError
+from awm.rewards.in_process import ScorerReward, in_process_reward
 from awm.rewards.remote import RemoteReward
 from awm.rewards.table import IN_PROCESS, make_mixture, make_reward
 from awm.tiny.prompts import TASKS, all_records
 from awm.tiny.scenes import random_scene
+from reward_server.scorers.base import Item, Outcome, Scores
 
 URLS = ["http://127.0.0.1:18080"]
 
@@ -64,3 +70,34 @@ def test_no_images() -> None:
 def test_bad_metadata_is_masked() -> None:
     rewards = in_process_reward("geneval_shapes")(textures(), ["", ""], [{}, {}])
     assert not rewards.valid.any() and rewards.total.isnan().all()
+
+
+class Moody:
+    """Fails on the prompt "bad", overflows on "huge"; else 1."""
+
+    def __call__(self, items: Sequence[Item]) -> list[Outcome]:
+        if any(item.prompt == "bad" for item in items):
+            raise RuntimeError("swallowed poison")
+        return [Scores(1e39 if item.prompt == "huge" else 1.0) for item in items]
+
+    def fingerprint(self) -> Mapping[str, str]:
+        return {}
+
+    def example(self) -> tuple[str, Mapping[str, Any]]:
+        return "bad", {}
+
+
+@pytest.mark.parametrize(("prompt", "cause"), [("bad", "swallowed poison"), ("huge", "no finite float32")])
+def test_what_goes_wrong_with_one_image_stays_with_it(
+    prompt: str, cause: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "awm.rewards"):
+        rewards = ScorerReward("moody", Moody(), "moody")(textures(), ["", prompt], [{}, {}])
+    assert rewards.valid.tolist() == [True, False] and rewards.total.isnan().tolist() == [False, True]
+    (record,) = [record for record in caplog.records if record.name.startswith("awm.rewards")]
+    assert "1 of 2 images" in record.getMessage() and cause in record.getMessage()
+
+
+def test_a_scorer_that_cannot_score_its_own_example_does_not_pass() -> None:
+    with pytest.raises(RewardError, match="cannot score a plain grey image"):
+        ScorerReward("moody", Moody(), "moody").check()

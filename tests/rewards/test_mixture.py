@@ -89,6 +89,55 @@ def test_a_common_source_is_asked_once() -> None:
     assert (first.calls, second.calls) == (1, 0)
 
 
+class Source(Fixed):
+    """One of several names of one scorer; ``parts`` are what the scorer returns."""
+
+    source = "scorer"
+
+    def __init__(self, name: str, parts: Mapping[str, float], broken: bool = False) -> None:
+        super().__init__(name, broken=broken)
+        self.parts = parts
+
+    def __call__(self, images: Tensor, text: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Rewards:
+        self.calls += 1
+        self.check()
+        parts = {name: torch.full((len(images),), value) for name, value in self.parts.items()}
+        total = parts.get(self.name, torch.full((len(images),), NAN))
+        return Rewards(total, parts, torch.isfinite(total))
+
+
+def test_a_name_with_a_weight_asks_for_its_group() -> None:
+    parts = {"geneval": 1.0, "geneval.strict": 0.5}
+    # The patience of a watched name is none: it gives up where the other one would wait.
+    watched, learnt = Source("geneval", parts, broken=True), Source("geneval.strict", parts)
+    rewards = ask(MixtureReward({"geneval": (watched, 0.0), "geneval.strict": (learnt, 2.0)}))
+    assert (watched.calls, learnt.calls) == (0, 1)
+    assert rewards.total.tolist() == [1.0, 1.0] and rewards.parts["geneval"].tolist() == [1.0, 1.0]
+
+
+def test_a_batch_without_any_score_is_masked_for_every_name() -> None:
+    # All images failed, so the scorer's answer does not even name its other numbers.
+    pair = {
+        "geneval": (Source("geneval", {"geneval": NAN}), 1.0),
+        "geneval.strict": (Source("geneval.strict", {}), 0.2),
+    }
+    rewards = ask(MixtureReward(pair))
+    assert not rewards.valid.any() and rewards.total.isnan().all()
+    assert rewards.parts["geneval.strict"].isnan().all()
+
+
+def test_a_watched_name_that_does_not_exist_is_a_warning_once(caplog: pytest.LogCaptureFixture) -> None:
+    parts = {"geneval": 1.0, "geneval.strict": 0.5}
+    mixture = MixtureReward(
+        {"geneval": (Source("geneval", parts), 1.0), "geneval.strickt": (Source("geneval.strickt", parts), 0.0)}
+    )
+    with caplog.at_level(logging.WARNING):
+        rewards = [ask(mixture) for _ in range(2)][1]
+    assert rewards.total.tolist() == [1.0, 1.0] and rewards.parts["geneval.strickt"].isnan().all()
+    (record,) = caplog.records
+    assert "geneval.strickt" in record.getMessage() and "choose one of geneval, geneval.strict" in record.getMessage()
+
+
 def test_errors_survive_the_way_between_processes() -> None:
     error = pickle.loads(pickle.dumps(RewardError("a", "http://x", "is down")))
     assert (error.name, error.url, error.cause) == ("a", "http://x", "is down")

@@ -2,52 +2,39 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 import torch
-from torch import Tensor
 
-from awm.rewards import connection
+from awm.rewards import patience
 from awm.rewards.collect import to_pixels
 from awm.rewards.errors import RewardError
 from awm.rewards.mixture import MixtureReward
 from awm.rewards.remote import RemoteReward
-from awm.types import Rewards
 from reward_server.service import Service
 from reward_server.wire import Limits
 from tests.reward_server.serving import Gate, free_port, serve, settings
+from tests.rewards.answers import Liar, ask, entry, images
 
 
 @pytest.fixture(autouse=True)
 def quick_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(connection, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(patience, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(patience, "LONGEST_PAUSE_S", 0.2)
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     with serve(Service(settings("fake", "geneval"))) as address:
         yield address
-
-
-def images(*levels: float) -> Tensor:
-    """One plain image [3, 8, 8] per level in [0, 1]."""
-    return torch.tensor(levels)[:, None, None, None].expand(-1, 3, 8, 8)
-
-
-def ask(reward: Any, batch: Tensor, text: Sequence[str] | None = None) -> Rewards:
-    result: Rewards = reward(batch, text or [""] * len(batch), [{}] * len(batch))
-    return result
 
 
 @pytest.mark.parametrize("image_format", [None, "png", "webp"])
@@ -174,7 +161,7 @@ def test_overload_without_end_is_an_error(tmp_path: Path) -> None:
         blocker.start()
         gate.wait_until_entered()
         with pytest.raises(RewardError, match="HTTP 503: 1 images are waiting"):
-            ask(RemoteReward([url], "fake", max_retries=0), images(0.6))
+            ask(RemoteReward([url], "fake", server_wait_s=0.5), images(0.6))
         gate.open()
         blocker.join()
 
@@ -204,7 +191,7 @@ def test_a_server_that_comes_back_with_another_version(allowed: bool) -> None:
             assert ask(reward, images(0.4)).valid.all()
         else:
             for _ in range(2):
-                with pytest.raises(RewardError, match="versions changed"):
+                with pytest.raises(RewardError, match=r"versions changed.*reward_server\.allow_changed_scorer=True"):
                     ask(reward, images(0.4))
 
 
@@ -229,43 +216,6 @@ def test_names_of_one_scorer_share_a_request(tmp_path: Path) -> None:
         rewards = ask(MixtureReward(pair), images(0.2, 0.4))
         assert gate.batches() == [1, 2]
     torch.testing.assert_close(rewards.total, torch.tensor([0.4, 0.8]))
-
-
-class Liar(BaseHTTPRequestHandler):
-    """Answers with whatever the test prepared."""
-
-    results: list[dict[str, Any]] | None = None
-    status = 200
-    error: str | None = None
-    failures = 0  # of the first requests, in the words of a proxy
-
-    def do_POST(self) -> None:
-        request = msgpack.unpackb(self.rfile.read(int(self.headers["Content-Length"])))
-        body = {
-            "version": 1,
-            "request_id": request["request_id"],
-            "fingerprints": {},
-            "timing": {},
-            "results": self.results,
-        }
-        data = b"<html>proxy</html>" if self.results is None else msgpack.packb(body)
-        if self.error:
-            data = json.dumps({"error": {"code": self.error, "message": "a defect"}}).encode()
-        status = self.status
-        if type(self).failures > 0:
-            type(self).failures -= 1
-            status, data = 500, b"<html>proxy</html>"
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-def entry(item_id: int, score: Any) -> dict[str, Any]:
-    return {"id": item_id, "rewards": {"fake": {"score": score, "metrics": {}, "error": None}}}
 
 
 @pytest.mark.parametrize(
@@ -318,6 +268,16 @@ def test_results_are_put_in_order_by_id() -> None:
         rewards = ask(RemoteReward([f"http://127.0.0.1:{server.server_port}"], "fake"), images(0.1, 0.2))
         server.shutdown()
     assert rewards.total.tolist() == [0.25, 0.5]
+
+
+def test_a_score_too_large_for_float32_is_masked_and_said(caplog: pytest.LogCaptureFixture) -> None:
+    handler = type("Prepared", (Liar,), {"results": [entry(0, 1e39), entry(1, 0.25)]})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, caplog.at_level(logging.WARNING, "awm.rewards"):
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        rewards = ask(RemoteReward([f"http://127.0.0.1:{server.server_port}"], "fake"), images(0.1, 0.2))
+        server.shutdown()
+    assert rewards.valid.tolist() == [False, True] and rewards.total.isnan().tolist() == [True, False]
+    assert "no finite float32" in caplog.text
 
 
 def test_quantise_rounds_once_and_refuses_nonsense() -> None:

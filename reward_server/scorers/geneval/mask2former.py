@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from reward_server.scorers.clip import DTYPES, hash_weights
+from reward_server.scorers.devices import choose_device
 from reward_server.scorers.geneval.clip_colors import ClipColors, build_colors
 from reward_server.scorers.geneval.coco import CLASSES, check_classes
 from reward_server.scorers.geneval.detector import RGBImage
@@ -68,7 +69,7 @@ class Mask2FormerDetector:
         self._name = Path(model).resolve().name if Path(model).is_dir() else model
         self._resize_bytes = resize_bytes
         self._pixels_per_pass = pixels_per_pass
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         self.model = load_mask2former(model).to(self.device)
         if dtype != "float32":
             autocast_backbone(self.model, self.device.type, DTYPES[dtype])

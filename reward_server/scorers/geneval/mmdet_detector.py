@@ -15,8 +15,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 
+from reward_server.scorers.devices import choose_device
 from reward_server.scorers.geneval.checkpoint import read_checkpoint
 from reward_server.scorers.geneval.clip_colors import ClipColors, build_colors
 from reward_server.scorers.geneval.coco import CLASSES, check_classes
@@ -58,7 +58,7 @@ class MmdetDetector:
         apis = _import_mmdet("mmdet.apis")
         if config is None:
             config = str(Path(mmdet.__path__[0], ".mim", "configs", CONFIG))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = str(choose_device(device))
         self._checkpoint = Path(checkpoint)
         self._library_version = str(mmdet.__version__)
         self._infer = apis.inference_detector

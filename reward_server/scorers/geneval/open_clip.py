@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from reward_server.scorers.clip import hash_weights
+from reward_server.scorers.devices import choose_device
 
 IMAGES_PER_PASS = 32
 EXAMPLE = "ViT-L-14-quickgelu/openai"
@@ -43,7 +44,7 @@ class OpenClip:
         library = _import_open_clip()
         self._name = f"{architecture}/{weights.rpartition('/')[2]}"
         self._library_version = str(library.__version__)
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = choose_device(device)
         with warnings.catch_warnings():
             # open_clip 3 only warns when it puts weights into a network with another activation function.
             warnings.filterwarnings("error", message="QuickGELU mismatch")
