@@ -28,12 +28,14 @@ RUNTIME = [
 SERVER = [
     "fastapi>=0.115",
     "uvicorn>=0.30",
+    "httptools>=0.6",
     "httpx>=0.27,<1",
     "msgpack>=1.0.8",
     "numpy>=1.26",
     "pillow>=10.3",
     "prometheus-client>=0.20",
     "pyyaml>=6",
+    "uvloop>=0.19; sys_platform != 'win32'",
 ]
 GENEVAL = ["scipy>=1.11"]
 OCR = ["rapidocr>=3.10,<4", "onnxruntime>=1.20"]

@@ -35,6 +35,7 @@ from reward_server.wire import ScoreRequest, WireItem, decode_response, encode_r
 
 CLIENTS = 16
 SHAPES = {"16x64px": (16, 64), "8x512px": (8, 512)}  # images a request, pixels a side
+NOISE = 2.3  # of 255
 FORMATS = ("raw", "jpeg", "png")
 SCORER = Path(__file__).with_name("sleeping_scorer.py")
 
@@ -88,9 +89,9 @@ def server(scorer_ms: float, workers: int) -> Iterator[tuple[str, psutil.Process
 
 
 def body(images: int, size: int, kind: str) -> bytes:
-    """One request: a soft gradient with some noise, like a natural photograph."""
+    """One request: gradients with a little noise; at 512 pixels one is 70 kB of JPEG."""
     ramp = np.linspace(0, 200, size)[:, None, None] + np.linspace(0, 40, size)[None, :, None]
-    noise = np.random.default_rng(0).normal(0, 4, (images, size, size, 3))
+    noise = np.random.default_rng(0).normal(0, NOISE, (images, size, size, 3))
     pixels = (ramp + noise).clip(0, 255).astype(np.uint8)
     items = tuple(WireItem(i, encode_image(image, kind), "a photo", {}) for i, image in enumerate(pixels))
     return encode_request(ScoreRequest(("sleeper",), items))

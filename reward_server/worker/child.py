@@ -12,7 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -91,7 +91,7 @@ def _answer(connection: socket.socket, scorer: Scorer, name: str, max_pixels: in
     send(connection, {"outcomes": [pack_outcome(outcome) for outcome in outcomes], "timing": timing})
 
 
-def _prepare_some(items: Sequence[tuple[Mapping[str, Any], bytes]], max_pixels: int) -> list[Item | ItemError]:
+def _prepare_some(items: Sequence[tuple[Mapping[str, Any], bytearray]], max_pixels: int) -> list[Item | ItemError]:
     """Decode the first items, no more pixels at a time than a few of the largest images have."""
     prepared: list[Item | ItemError] = []
     room = PIXEL_BUDGET * max_pixels
@@ -111,10 +111,11 @@ def _end_if_broken(scorer: Scorer, name: str) -> None:
         os._exit(1)
 
 
-def _prepare(about: Mapping[str, Any], blob: bytes, max_pixels: int) -> Item | ItemError:
+def _prepare(about: Mapping[str, Any], blob: bytearray, max_pixels: int) -> Item | ItemError:
     shape = about["shape"]
     try:
-        image = WireImage(about["format"], blob, None if shape is None else tuple(shape))
+        # A bytearray will do for whoever only reads it, and megabytes are not copied.
+        image = WireImage(about["format"], cast(bytes, blob), None if shape is None else tuple(shape))
         return Item(decode_image(image, max_pixels), about["prompt"], about["metadata"])
     except ImageError as error:
         return ItemError("bad_image", f"image: {error}")

@@ -33,7 +33,7 @@ def send(connection: socket.socket, header: Mapping[str, Any], blobs: Sequence[b
         _send_all(connection, buffers[start : start + BLOBS_PER_CALL])
 
 
-def receive(connection: socket.socket, deadline: float | None = None) -> tuple[dict[str, Any], list[bytes]]:
+def receive(connection: socket.socket, deadline: float | None = None) -> tuple[dict[str, Any], list[bytearray]]:
     """Header and blobs of the next frame.
 
     Args:
@@ -48,7 +48,7 @@ def receive(connection: socket.socket, deadline: float | None = None) -> tuple[d
     if length > MAX_HEADER_BYTES:
         raise Closed(f"a header of {length} bytes: the other side does not speak this protocol")
     header = json.loads(_read(connection, length, deadline))
-    return header, [bytes(_read(connection, size, deadline)) for size in header.pop("blobs")]
+    return header, [_read(connection, size, deadline) for size in header.pop("blobs")]
 
 
 def _send_all(connection: socket.socket, buffers: list[bytes]) -> None:

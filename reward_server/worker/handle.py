@@ -165,7 +165,7 @@ class Worker:
         self.kill()
         self._connection.close()
 
-    def _ask(self, header: Mapping[str, Any], blobs: Sequence[bytes], timeout_s: float) -> tuple[Any, list[bytes]]:
+    def _ask(self, header: Mapping[str, Any], blobs: Sequence[bytes], timeout_s: float) -> tuple[Any, list[bytearray]]:
         try:
             self._connection.settimeout(timeout_s)
             deadline = time.monotonic() + timeout_s
