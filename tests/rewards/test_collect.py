@@ -36,7 +36,7 @@ def test_a_failure_ends_the_others_and_is_the_one_raised(caplog: pytest.LogCaptu
     def work(name: str) -> None:
         began.append(name)
         if name == "waits":
-            assert ended.wait(60)
+            assert ended.wait(20)
             raise RuntimeError("was told to stop")
         raise KeyError("the cause")
 

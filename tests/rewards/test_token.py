@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from awm.building import build_reward
+from awm.interfaces import Reward
 from awm.rewards.errors import RewardError
 from awm.rewards.remote import RemoteReward
 from awm.rewards.token import clean_token
@@ -35,7 +36,11 @@ def test_a_token_that_cannot_be_sent_is_refused_at_construction(
     config = make_config(reward_server__token=bad if "\x00" in bad else "")
     with config.unlocked():
         config.reward_fn = ConfigDict({"geneval": 1.0})
-    for make in (lambda: RemoteReward(["http://127.0.0.1:9"], "fake", token=bad), lambda: build_reward(config)):
+    makes: list[Callable[[], Reward]] = [
+        lambda: RemoteReward(["http://127.0.0.1:9"], "fake", token=bad),
+        lambda: build_reward(config),
+    ]
+    for make in makes:
         with pytest.raises(ValueError, match="AWM_REWARD_TOKEN") as error:
             make()
         shown = "".join(traceback.format_exception_only(error.value)) + repr(error.value)
