@@ -105,6 +105,7 @@ class Service:
         with self._lock:
             # An id is the client's word only: two requests are the same if they are equal.
             if (ticket := self._in_work.get(request.request_id)) and ticket.request == request:
+                self.telemetry.joined()
                 return ticket
             if self._queued + needed > self.settings.max_queued:
                 raise BusyError("overloaded", f"{self._queued} images are waiting; no room for {needed} more")

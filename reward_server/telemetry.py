@@ -20,6 +20,9 @@ class Telemetry:
     def __init__(self) -> None:
         self._registry = registry = CollectorRegistry()
         self._requests = Counter("awm_reward_requests", "answered requests", ["status"], registry=registry)
+        self._joined = Counter(
+            "awm_reward_requests_joined", "requests sent again while the first was in work", registry=registry
+        )
         self._latency = Histogram(
             "awm_reward_request_seconds", "time to answer a scoring request", buckets=_SECONDS, registry=registry
         )
@@ -51,6 +54,10 @@ class Telemetry:
         """A scoring request was answered."""
         self._requests.labels(str(status)).inc()
         self._latency.observe(seconds)
+
+    def joined(self) -> None:
+        """A request was sent again while in work, and waits for the first one's result."""
+        self._joined.inc()
 
     def outcome(self, reward: str, outcome: Outcome) -> None:
         """An image got its score or its error."""

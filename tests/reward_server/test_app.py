@@ -257,7 +257,7 @@ def test_a_request_sent_again_while_in_work_is_scored_once(tmp_path: Path) -> No
         asked = [pool.submit(post, url, grey(prompt="wait"), request_id="twice") for _ in range(2)]
         gate.wait_until_entered()
         other = pool.submit(post, url, grey(102), request_id="twice")  # by mistake: its own images count
-        wait_for(lambda: service._queued == 2)
+        wait_for(lambda: service._queued == 2 and b"awm_reward_requests_joined_total 1.0" in service.metrics())
         gate.open()
         assert {reply.result().content[-60:] for reply in asked} == {asked[0].result().content[-60:]}
         assert [scored(reply.result()).results[0].rewards["fake"].score for reply in (asked[0], other)] == [0.2, 0.4]  # type: ignore[union-attr]
