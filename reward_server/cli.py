@@ -92,6 +92,7 @@ def _main(arguments: Sequence[str]) -> None:
             f"refusing to listen on {host} without a token: anybody who reaches the port could use it. "
             f"Set the environment variable {TOKEN_VARIABLE} here and for the trainer, or use --host 127.0.0.1."
         )
+    process.return_freed_memory()
     if options.exit_with_parent:
         process.exit_with_parent()
     _serve(settings, token, host, port, options.url_file)

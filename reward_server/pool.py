@@ -179,27 +179,37 @@ class WorkerPool:
 
     def _serve(self, worker: Worker) -> bool:
         """Score batches until the worker dies or the queue closes; True if it scored any."""
-        useful = False
         threading.Thread(target=self._watch, args=(worker,), name=f"{self.name}-watch", daemon=True).start()
-        while (batch := self._queue.take(leave=worker.ended)) is not None:
-            taken = time.monotonic()
-            try:
-                outcomes, stages = worker.score([job.item for job in batch])
-            except WorkerError as error:
-                if not self._stopping.is_set():
-                    log.error("reward %s: a worker died with %d images in hand: %s", self.name, len(batch), error)
-                self._after_death(batch, error)
-                return useful
-            except Exception:
-                self._fail(batch, "internal", "a defect in the server; its log has the traceback", retryable=False)
-                raise
+        useful = False
+        while self._serve_batch(worker):
             useful = True
-            for job, outcome in zip(batch, outcomes, strict=True):
-                job.deliver(outcome)
-            self._telemetry.batch(self.name, [taken - job.queued for job in batch], stages)
-        if not self._stopping.is_set():
-            log.error("reward %s: a worker died while it had nothing to do", self.name)
         return useful
+
+    def _serve_batch(self, worker: Worker) -> bool:
+        """Score the next batch; False if there is none, or the worker died of it.
+
+        A function of its own, so that nothing holds the batch's images while the next one is waited for.
+        """
+        batch = self._queue.take(leave=worker.ended)
+        if batch is None:
+            if not self._stopping.is_set():
+                log.error("reward %s: a worker died while it had nothing to do", self.name)
+            return False
+        taken = time.monotonic()
+        try:
+            outcomes, stages = worker.score([job.item for job in batch])
+        except WorkerError as error:
+            if not self._stopping.is_set():
+                log.error("reward %s: a worker died with %d images in hand: %s", self.name, len(batch), error)
+            self._after_death(batch, error)
+            return False
+        except Exception:
+            self._fail(batch, "internal", "a defect in the server; its log has the traceback", retryable=False)
+            raise
+        for job, outcome in zip(batch, outcomes, strict=True):
+            job.deliver(outcome)
+        self._telemetry.batch(self.name, [taken - job.queued for job in batch], stages)
+        return True
 
     def _watch(self, worker: Worker) -> None:
         """Nobody talks to an idle worker, so nobody would notice its death."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import ipaddress
 import os
 import signal
@@ -12,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 PARENT_POLL_S = 0.5
+M_MMAP_THRESHOLD = -3  # of <malloc.h>
+LARGE_BLOCK_BYTES = 256 << 10
 EXIT_GRACE_S = 10.0
 
 
@@ -49,6 +53,16 @@ def write_atomically(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     unfinished.write_text(text)
     unfinished.replace(path)
+
+
+def return_freed_memory() -> None:
+    """Tell glibc to give large blocks back to the system when they are freed; nothing elsewhere.
+
+    Left to itself it learns from the first freed body that bodies are small, and keeps them in one heap per thread:
+    the memory of a server under load then grows to several times what it uses.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
 
 
 def exit_with_parent() -> None:

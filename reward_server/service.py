@@ -101,23 +101,21 @@ class Service:
         if reason := self.not_ready_because(request.rewards):
             raise BusyError("not_ready", f"{reason}; wait for /readyz")
         needed = len(request.items) * len(request.rewards)
-        size = sum(len(item.image.data) for item in request.items)
+        ticket = Ticket(request)
         with self._lock:
             # An id is the client's word only: two requests are the same if they are equal.
-            if (ticket := self._in_work.get(request.request_id)) and ticket.request == request:
+            if (first := self._in_work.get(request.request_id)) and first.request == request:
                 self.telemetry.joined()
-                return ticket
+                return first
             if self._queued + needed > self.settings.max_queued:
                 raise BusyError("overloaded", f"{self._queued} images are waiting; no room for {needed} more")
             # Requests whose deadline has passed still hold their images until a worker has got to them.
-            if self._bytes + size > QUEUED_BODIES * self.settings.limits.max_body_bytes:
+            if self._bytes + ticket.size > QUEUED_BODIES * self.settings.limits.max_body_bytes:
                 raise BusyError("overloaded", f"images of {self._bytes >> 20} MB are waiting; no room for more")
             self._queued += needed
-            self._bytes += size
-            ticket = Ticket(request)
+            self._bytes += ticket.size
             if request.request_id:
                 self._in_work.setdefault(request.request_id, ticket)
-        ticket.done.add_done_callback(lambda _: self._forget(ticket, size))
         self._enqueue(ticket, deadline_s)
         return ticket
 
@@ -179,10 +177,14 @@ class Service:
         with self._lock:
             self._queued -= 1
         self.telemetry.outcome(reward, outcome)
-        ticket.deliver(index, reward, outcome)
+        if ticket.deliver(index, reward, outcome):
+            self._forget(ticket)
+            ticket.finish()
 
-    def _forget(self, ticket: Ticket, size: int) -> None:
+    def _forget(self, ticket: Ticket) -> None:
+        # Not as a callback of ticket.done: the ticket, which holds the images, would be part of a cycle and stay until
+        # the garbage collector comes by.
         with self._lock:
-            self._bytes -= size
+            self._bytes -= ticket.size
             if self._in_work.get(ticket.request.request_id) is ticket:
                 del self._in_work[ticket.request.request_id]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 import venv
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -296,6 +298,21 @@ def test_stopping_answers_everything(tmp_path: Path) -> None:
         service.stop()
         codes = [code(r.rewards["fake"]) for t in (ticket, later) for r in t.results()]
     assert codes == [("stopping", True)] * 4
+
+
+def test_images_leave_memory_with_their_request() -> None:
+    """Not when the garbage collector comes by: under load that was half a gigabyte."""
+    with running() as service:
+        gc.collect()
+        gc.disable()
+        try:
+            ticket = service.submit(ScoreRequest(("fake",), (WireItem(0, GREY, "", {}),), "id"), 60)
+            ticket.done.result(60)
+            left = weakref.ref(ticket)
+            del ticket
+            wait_for(lambda: left() is None, 10)  # the worker's thread lets go of its batch a moment later
+        finally:
+            gc.enable()
 
 
 def test_memory_of_a_large_batch_crosses_the_socket() -> None:
