@@ -60,14 +60,17 @@ class Policy(Protocol):
     def snapshot_rollout(self) -> None:
         """Keep the weights that sampled: rollout <- current, before updates that will need the old policy."""
 
-    def state_dict(self) -> dict[str, Any]:
-        """Every weight set that changes, as tensors on the CPU."""
+    def state_dict(self, *, keep: bool = True) -> dict[str, Any]:
+        """Every weight set that changes, {set: {parameter: tensor on the CPU}}.
+
+        All ranks call it; those that do not ``keep`` the result only help to put sharded tensors together.
+        """
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
 
-    def save(self, folder: Path, name: WeightSet) -> None:
-        """Write one weight set in the format plain diffusers loads."""
+    def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write one weight set of ``state_dict()`` in the format plain diffusers loads."""
 
 
 class Sampler(Protocol):

@@ -90,15 +90,16 @@ class FakePolicy:
     def snapshot_rollout(self) -> None:
         self._update("rollout", 0.0)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, *, keep: bool = True) -> dict[str, Any]:
         return {"current": copy.deepcopy(self.model.transformer.state_dict()), **copy.deepcopy(self.sets)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.sets = {name: weights for name, weights in state.items() if name != "current"}
         self.model.transformer.load_state_dict(state["current"])
 
-    def save(self, folder: Path, name: str) -> None:
-        torch.save(self.state_dict()[name], folder / f"{name}.pt")
+    def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        folder.mkdir(parents=True)
+        torch.save(weights, folder / "weights.pt")
 
     def _update(self, name: str, decay: float) -> None:
         current = self.model.transformer.state_dict()

