@@ -4,58 +4,96 @@ from __future__ import annotations
 
 import sys
 import time
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from awm.command_line import parse
+from awm.command_line import parse, split_dry_run
 from awm.quiet import quiet_libraries
-from awm.rewards.errors import RewardError
+from awm.training.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
+
+    from awm.training.distributed import Distributed
+    from awm.training.liveness import Liveness
 
 PURPOSE = (
     "Fine-tune a Stable Diffusion 3 model by reinforcement learning. One process per GPU, by torchrun or accelerate.\n"
-    "After an interruption, the same command with --config.resume_from=auto goes on."
+    "After an interruption, the same command with --config.resume_from=auto goes on.\n"
+    "--dry_run [--world_size N] only prints what the run on N ranks would do and need."
 )
 
 
 def main() -> None:
     """Entry point; errors a user can act on become one message and a non-zero exit status."""
+    stop = StopRequest()
+    stop.install(at_once=True)
     try:
-        config = parse(sys.argv[1:], program="awm-train", purpose=PURPOSE)
+        only_plan, world_size, arguments = split_dry_run(sys.argv[1:])
+        config = parse(arguments, program="awm-train", purpose=PURPOSE)
     except ValueError as error:
         sys.exit(f"awm-train: {error}")
 
     # Imported after parsing: --help and typos answer at once, torch and diffusers take seconds.
     quiet_libraries()
+    if only_plan:
+        from awm.dry_run import dry_run
+
+        try:
+            return dry_run(config, world_size)
+        except ValueError as error:
+            sys.exit(f"awm-train: {error}")
+    from awm.training.distributed import Distributed
+    from awm.training.ending import end, leave
+    from awm.training.liveness import Liveness
+
+    liveness: Liveness | None = None
+    try:
+        try:
+            stop.distributed = distributed = Distributed(config.mixed_precision)
+            liveness = Liveness(distributed, stop)
+            status = train(config, distributed, stop, liveness)
+            distributed.close()
+        except Exception as error:
+            end(error, liveness, stop)
+    except SystemExit as error:  # a signal, before there was anything to save
+        leave(error.code, liveness)
+    if status or stop.requested.is_set():  # threads may still wait for a slow server
+        leave(status, liveness)
+    liveness.close()
+
+
+def train(config: ConfigDict, distributed: Distributed, stop: StopRequest, liveness: Liveness) -> int:
+    """The run; what is returned is the exit status of one that ended in good order."""
     from awm.building import build_trainer
     from awm.report.tables import console_table
+    from awm.rewards.errors import RewardError
     from awm.training.checkpoint import CheckpointError
-    from awm.training.distributed import Distributed
-    from awm.training.stopping import StopRequest, StopRequestedError
+    from awm.training.ending import report
+    from awm.training.run_lock import run_lock
+    from awm.training.stopping import StopRequestedError
     from awm.training.update import NonFiniteLossError
 
-    distributed = Distributed(config.mixed_precision)
-    stop = StopRequest(distributed)
-    exit_code: int | str = 0
-    try:
-        if not config.run_name:
-            config.run_name = distributed.broadcast_object(time.strftime("run_%Y%m%d_%H%M%S"))
+    if not config.run_name:
+        config.run_name = distributed.broadcast_object(time.strftime("run_%Y%m%d_%H%M%S"))
+    status = 0
+    with run_lock(Path(config.logdir) / config.run_name, distributed):
         trainer = build_trainer(config, distributed, stop)
-        stop.install()
+        stop.install()  # from here on a signal waits for the next safe point
         try:
             trainer.train()
         except StopRequestedError as error:
-            exit_code = error.exit_code
+            status = error.exit_code
             if distributed.is_main:
                 print(error, file=sys.stderr)
-        except RewardError as error:
-            exit_code = f"awm-train: RewardError: {error}; {trainer.outputs.saved_note}"
-        finally:
-            stop.restore()
-            report = trainer.outputs.finish()
-        if report is not None:
-            print(f"\n{console_table(report.parent)}\nreport: {report}")
-    except (ValueError, RewardError, CheckpointError, NonFiniteLossError, OSError) as error:
-        exit_code = f"awm-train: {type(error).__name__}: {error}"
-    distributed.close()
-    sys.exit(exit_code)
+        except (RewardError, NonFiniteLossError) as error:
+            status = report(error, liveness, f"; {trainer.outputs.saved_note}")
+        except CheckpointError as error:
+            status = report(error, liveness)
+        page = trainer.outputs.finish()
+        if page is not None:
+            print(f"\n{console_table(page.parent)}\nreport: {page}")
+    return status
 
 
 if __name__ == "__main__":

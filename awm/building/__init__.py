@@ -3,6 +3,7 @@
 from awm.building.objects import (
     DTYPES,
     build_evaluation,
+    build_model,
     build_objective,
     build_optimizer,
     build_policy,
@@ -15,6 +16,7 @@ from awm.building.trainer import build_trainer
 __all__ = [
     "DTYPES",
     "build_evaluation",
+    "build_model",
     "build_objective",
     "build_optimizer",
     "build_policy",

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 from ml_collections import ConfigDict
+from torch import nn
 
 from awm.data.prompts import PromptSet
 from awm.flow.times import edit_ends, shifted_grid
 from awm.interfaces import Objective, Policy, Reward, Sampler, WeightSet
 from awm.models.policy import Policy as SD3Policy
 from awm.models.sd3 import SD3
+from awm.models.weights import find_transformer
 from awm.rewards.table import make_mixture
 from awm.training.distributed import Distributed
 from awm.training.evaluation import Evaluation
@@ -52,23 +54,39 @@ def make_sampler(name: str, num_steps: int, shift: float, **options: float) -> S
     return sampler
 
 
-def build_policy(config: ConfigDict, device: torch.device) -> SD3Policy:
-    """The model with its weight sets."""
+def build_model(config: ConfigDict, device: torch.device, *, full_precision: bool) -> SD3:
+    """The frozen model: ``pretrained.model`` with the transformer of ``pretrained.transformer``, if there is one.
+
+    Raises:
+        ValueError: they do not fit each other or the resolution; as far as possible before weights are read.
+    """
     if config.allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True
         torch.backends.cudnn.allow_tf32 = True
+    pretrained = config.pretrained
+    weights = find_transformer(pretrained.transformer, pretrained.model, pretrained.revision)
     model = SD3.load(
-        config.pretrained.model,
-        revision=config.pretrained.revision,
+        pretrained.model,
+        revision=pretrained.revision,
         dtype=DTYPES[config.mixed_precision],
-        transformer_dtype=None if config.use_lora else torch.float32,
+        transformer_dtype=torch.float32 if full_precision else None,
         device=device,
-        max_sequence_length=config.pretrained.max_sequence_length,
+        max_sequence_length=pretrained.max_sequence_length,
         gradient_checkpointing=config.train.gradient_checkpointing,
     )
     model.latent_shape(config.resolution)  # an impossible resolution is an error now, not after the first batch
-    if config.pretrained.text_encoder_device:
-        model.offload_text_encoders(config.pretrained.text_encoder_device)
+    if weights is not None:
+        model.apply(weights)
+    if pretrained.text_encoder_device:
+        model.offload_text_encoders(pretrained.text_encoder_device)
+    return model
+
+
+def build_policy(
+    config: ConfigDict, device: torch.device, shard: Callable[[nn.Module], None] | None = None
+) -> SD3Policy:
+    """The model with its weight sets; ``shard`` spreads the transformer over the ranks, in place."""
+    model = build_model(config, device, full_precision=not config.use_lora)
     policy = SD3Policy(
         model,
         use_lora=config.use_lora,
@@ -77,6 +95,7 @@ def build_policy(config: ConfigDict, device: torch.device) -> SD3Policy:
         lora_alpha=config.lora_alpha,
         lora_path=config.train.lora_path,
         seed=config.seed,
+        shard=shard,
     )
     if config.train.compile:
         model.compile_blocks()
@@ -125,8 +144,9 @@ def build_evaluation(
     distributed: Distributed,
     prompts: PromptSet,
     weights: WeightSet,
+    stop: threading.Event | None = None,
 ) -> Evaluation:
-    """The evaluation of one weight set on ``prompts``."""
+    """The evaluation of one weight set on ``prompts``; once ``stop`` is set, it no longer waits for scores."""
     rollout = Rollout(
         policy=policy,
         sampler=build_sampler(config, config.sample.eval_sampler, config.sample.eval_num_steps),
@@ -136,6 +156,7 @@ def build_evaluation(
         resolution=config.resolution,
         guidance_scale=config.sample.guidance_scale,
         weights=weights,
+        stop=stop,
     )
     options = config.evaluation
     return Evaluation(

@@ -13,11 +13,14 @@ from ml_collections import ConfigDict
 from awm.building.objects import build_evaluation
 from awm.data.prompts import PromptSet
 from awm.interfaces import Policy, Reward, WeightSet
+from awm.models.lora import count_lora
 from awm.training.distributed import Distributed
 from awm.training.evaluation import Evaluation
 from awm.training.geometry import Geometry
+from awm.training.guardrails import Limits
 from awm.training.metrics import MetricsWriter
 from awm.training.outputs import RunOutputs
+from awm.training.settings import Schedule
 from awm.training.stopping import StopRequest
 
 GRID_IMAGES, GRID_IMAGES_PER_PROMPT = 24, 4
@@ -55,7 +58,9 @@ def build_outputs(
     metrics = None
     if distributed.is_main:
         run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(resolved, indent=2))
+        unfinished = run / "config.json.tmp"
+        unfinished.write_text(json.dumps(resolved, indent=2))
+        unfinished.replace(run / "config.json")  # it may be what the run is being continued with
         metrics = MetricsWriter(
             run,
             trackers=tuple(name for name in config.trackers if name != "none"),
@@ -63,13 +68,14 @@ def build_outputs(
             run_name=config.run_name,
             resume_epoch=first_epoch,
         )
+        print(_summary(config, run, policy, distributed, sizes), flush=True)
     evaluated: dict[str, WeightSet] = {"eval/": "average"}
     if config.evaluation.current:
         evaluated["eval_current/"] = "current"
     evaluations: dict[str, Evaluation] = {}
     if test_prompts is not None:
         evaluations = {
-            prefix: build_evaluation(config, policy, reward, distributed, test_prompts, weights)
+            prefix: build_evaluation(config, policy, reward, distributed, test_prompts, weights, stop.requested)
             for prefix, weights in evaluated.items()
         }
     return RunOutputs(
@@ -81,9 +87,23 @@ def build_outputs(
         metrics=metrics,
         config=resolved,
         keep_last=config.num_checkpoint_limit,
-        num_epochs=config.num_epochs,
+        schedule=Schedule(config.num_epochs, config.save_freq, config.eval_freq),
         grid_rows=_grid_rows(sizes),
+        limits=Limits(**config.guardrails.to_dict()),
+        constants={"lora/modules": count_lora(policy.model.transformer)} if config.use_lora else {},
         stop=stop,
+    )
+
+
+def _summary(config: ConfigDict, run: Path, policy: Policy, distributed: Distributed, sizes: Geometry) -> str:
+    """What is about to run, in one line."""
+    millions = sum(parameter.numel() for parameter in policy.trainable_parameters()) / 1e6
+    adapted = f"LoRA on {count_lora(policy.model.transformer)} modules" if config.use_lora else "all weights"
+    trained = f"{adapted}, {millions:.2f} M parameters"
+    ranks = f"{sizes.world_size} rank" + ("s" if sizes.world_size > 1 else "")
+    return (
+        f"{run}: {trained} | {sizes.images} images per epoch ({sizes.num_prompts} prompts x "
+        f"{sizes.images_per_prompt}), {sizes.updates_per_epoch} optimizer steps | {ranks} ({distributed.engine.name})"
     )
 
 

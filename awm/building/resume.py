@@ -6,9 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from awm.configuration import flatten
-from awm.training.checkpoint import CheckpointError, RunState, find_checkpoint, list_checkpoints, load_checkpoint
+from awm.configuration import config_to_dict, default_config, flatten
+from awm.training.checkpoint import (
+    CheckpointError,
+    RunState,
+    find_checkpoint,
+    list_checkpoints,
+    read_checkpoint,
+    verify,
+)
 from awm.training.distributed import Distributed
+from awm.training.leftovers import clear_leftovers, set_damaged_aside
 
 # May differ between a checkpoint and the run that continues it: none of them changes what is computed.
 OPERATIONAL_KEYS = (
@@ -17,7 +25,7 @@ OPERATIONAL_KEYS = (
     *("train.gradient_accumulation_steps", "train.num_batches_per_epoch", "train.gradient_checkpointing"),
     *("train.compile", "allow_tf32", "pretrained.text_encoder_device"),
 )
-OPERATIONAL_SECTIONS = ("evaluation.", "reward_server.")
+OPERATIONAL_SECTIONS = ("evaluation.", "guardrails.", "reward_server.")
 
 
 def resume_state(run: Path, resume_from: str, config: Mapping[str, Any], distributed: Distributed) -> RunState | None:
@@ -33,24 +41,44 @@ def resume_state(run: Path, resume_from: str, config: Mapping[str, Any], distrib
         ValueError: ``run`` already holds a run that this one would overwrite.
         CheckpointError: the checkpoint is missing, damaged or of another experiment.
     """
-    if resume_from == "auto":
-        path = _newest(run, distributed)
-    else:
-        path = Path(resume_from) if resume_from else None
-        _refuse_to_overwrite(run, path, distributed)
+    given = Path(resume_from) if resume_from not in ("", "auto") else None
+    if resume_from != "auto":
+        _refuse_to_overwrite(run, given, distributed)
+        if given is None:
+            return None
+    path = _verified(run, given, distributed)
     if path is None:
         return None
-    state, saved = load_checkpoint(path)
+    state, saved = read_checkpoint(path)
     _check_same_experiment(saved, config, path)
     if distributed.is_main:
         print(f"Continuing from {path}: {state.epoch} epochs, {state.step} optimizer steps.")
     return state
 
 
-def _newest(run: Path, distributed: Distributed) -> Path | None:
-    """The main rank looks, which reads every file of the checkpoint; the others take its word."""
-    found = find_checkpoint(run / "checkpoints", print) if distributed.is_main else None
-    path: Path | None = distributed.broadcast_object(found)
+def _verified(run: Path, given: Path | None, distributed: Distributed) -> Path | None:
+    """``given``, or else the newest whole one; the main rank reads all its files, the others take its word."""
+    path, failure = given, ""
+    if distributed.is_main:
+        try:
+            if given is not None:
+                verify(given)
+            else:
+                path = _newest(run / "checkpoints")
+        except CheckpointError as error:
+            failure = str(error)
+    found: tuple[Path | None, str] = distributed.broadcast_object((path, failure))
+    if found[1]:
+        raise CheckpointError(found[1])
+    return found[0]
+
+
+def _newest(folder: Path) -> Path | None:
+    """Tidies up on the way."""
+    clear_leftovers(folder)
+    path = find_checkpoint(folder, print)
+    if path is not None:
+        set_damaged_aside(folder, path, print)
     return path
 
 
@@ -80,14 +108,16 @@ def _refuse_to_overwrite(run: Path, path: Path | None, distributed: Distributed)
 
 
 def _check_same_experiment(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:
-    before, now = flatten(saved), flatten(given)
+    # Keys that are younger than the checkpoint were what their defaults are.
+    before, now = flatten(config_to_dict(default_config())) | flatten(saved), flatten(given)
     changed = [
         f"{key}: {before.get(key)!r} there, {now.get(key)!r} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key not in OPERATIONAL_KEYS and not key.startswith(OPERATIONAL_SECTIONS)
     ]
     if changed:
+        key = "train.lora_path" if before["use_lora"] else "pretrained.transformer"
         raise CheckpointError(
             f"{path} belongs to another configuration ({'; '.join(changed)}). Set these back to continue it, or start "
-            f"a new run from its weights with another run_name, resume_from='' and train.lora_path={path / 'lora'}."
+            f"a new run from its weights with another run_name, resume_from='' and {key}={path / 'lora'}."
         )

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
+from awm.building.equal_servers import check_equal_servers
 from awm.building.objects import build_objective, build_optimizer, build_policy, build_reward, build_sampler
 from awm.building.outputs import build_outputs
 from awm.building.resume import resume_state
@@ -31,25 +32,26 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
     """
     validate(config)
     sizes = geometry(config, distributed.world_size)
-    train_prompts = _train_prompts(config, sizes)
+    train_prompts = load_train_prompts(config, sizes)
     test_prompts = load_prompts(config.dataset, "test", config.prompt_fn) if config.eval_freq else None
     run, resolved = Path(config.logdir) / config.run_name, config_to_dict(config)
     resume = resume_state(run, config.resume_from, resolved, distributed)
     objective = build_objective(config)
     reward = build_reward(config, stop.requested)
     reward.check()
+    check_equal_servers(reward, distributed, allow_changed_scorer=config.reward_server.allow_changed_scorer)
 
-    policy = build_policy(config, distributed.device)
+    policy = build_policy(config, distributed.device, distributed.engine.shard)
     optimizer: torch.optim.Optimizer = build_optimizer(config, policy)
     policy.model.transformer, optimizer = distributed.prepare(policy.model.transformer, optimizer)
     if resume is not None:
         policy.load_state_dict(resume.policy)
-        optimizer.load_state_dict(dict(resume.optimizer))
+        distributed.load_optimizer_state(optimizer, resume.optimizer)
         distributed.load_scaler_state(None if resume.scaler is None else dict(resume.scaler))
     epoch, step = (0, 0) if resume is None else (resume.epoch, resume.step)
     return Trainer(
         policy=policy,
-        rollout=_rollout(config, policy, objective, reward, distributed),
+        rollout=_rollout(config, policy, objective, reward, distributed, stop),
         update=_update(config, policy, objective, optimizer, distributed, sizes),
         outputs=build_outputs(
             config,
@@ -76,7 +78,8 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
     )
 
 
-def _train_prompts(config: ConfigDict, sizes: Geometry) -> PromptSet:
+def load_train_prompts(config: ConfigDict, sizes: Geometry) -> PromptSet:
+    """The training prompts; ValueError if there are fewer than an epoch needs."""
     prompts = load_prompts(config.dataset, "train", config.prompt_fn)
     if len(prompts) < sizes.num_prompts:
         raise ValueError(
@@ -87,7 +90,12 @@ def _train_prompts(config: ConfigDict, sizes: Geometry) -> PromptSet:
 
 
 def _rollout(
-    config: ConfigDict, policy: Policy, objective: Objective, reward: Reward, distributed: Distributed
+    config: ConfigDict,
+    policy: Policy,
+    objective: Objective,
+    reward: Reward,
+    distributed: Distributed,
+    stop: StopRequest,
 ) -> Rollout:
     return Rollout(
         policy=policy,
@@ -99,6 +107,7 @@ def _rollout(
         guidance_scale=config.sample.guidance_scale,
         weights="anchor" if config.train.off_policy else "current",
         keep_states=objective.needs_trajectory,
+        stop=stop.requested,
     )
 
 

@@ -18,6 +18,8 @@ from awm.interfaces import Policy
 
 MANIFEST = "manifest.json"
 STATE = "state.pt"
+# Names of what is not, or no longer, a checkpoint: being written, replaced by a new one, no longer kept.
+PARTIAL, OLD, GONE = ".partial_", ".old_", ".gone_"
 
 
 class CheckpointError(RuntimeError):
@@ -52,12 +54,12 @@ def save_checkpoint(folder: Path, state: RunState, policy: Policy, config: Mappi
         CheckpointError: the disk is full or not writable. Earlier checkpoints are untouched.
     """
     final = folder / f"epoch_{state.epoch:06d}"
-    partial = folder / f".partial_{state.epoch:06d}"
+    partial = folder / f"{PARTIAL}{state.epoch:06d}"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        policy.save(partial / "lora", "current")
-        policy.save(partial / "lora_average", "average")
+        policy.export(partial / "lora", state.policy["current"])
+        policy.export(partial / "lora_average", state.policy["average"])
         values = {name: getattr(state, name) for name in RunState.__slots__}
         torch.save(values, partial / STATE)
         (partial / "config.json").write_text(json.dumps(config, indent=2))
@@ -67,7 +69,7 @@ def save_checkpoint(folder: Path, state: RunState, policy: Policy, config: Mappi
         shutil.rmtree(partial, ignore_errors=True)
         raise CheckpointError(_save_message(folder, final, error)) from error
     for old in list_checkpoints(folder)[:-keep_last]:
-        shutil.rmtree(old, ignore_errors=True)
+        _remove(old)
     return final
 
 
@@ -78,8 +80,18 @@ def load_checkpoint(path: Path) -> tuple[RunState, dict[str, Any]]:
         CheckpointError: missing, incomplete or damaged.
     """
     verify(path)
+    return read_checkpoint(path)
+
+
+def read_checkpoint(path: Path) -> tuple[RunState, dict[str, Any]]:
+    """As ``load_checkpoint``, of one that has been verified, by another rank perhaps.
+
+    Raises:
+        CheckpointError: it cannot be read here.
+    """
     try:
-        values = torch.load(path / STATE, map_location="cpu", weights_only=True)
+        # Mapped: the ranks of a node share one copy in memory, of which each reads what it needs.
+        values = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True)
         config = json.loads((path / "config.json").read_text())
     except (OSError, RuntimeError, ValueError) as error:
         raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
@@ -104,11 +116,21 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(folder: Path, report: Callable[[str], object]) -> Path | None:
-    """The newest checkpoint that is whole, or None; ``report`` is told about each damaged one."""
-    for path in reversed(list_checkpoints(folder)):
+    """The newest checkpoint that is whole, or None if there is none at all; ``report`` is told of each damaged one.
+
+    Raises:
+        CheckpointError: all are damaged.
+    """
+    paths = list_checkpoints(folder)
+    for path in reversed(paths):
         try:
             verify(path)
         except CheckpointError as error:
+            if path == paths[0]:
+                raise CheckpointError(
+                    f"no checkpoint in {folder} is whole, of {len(paths)}; the oldest: {error} Restore one from a "
+                    f"copy, or start anew with another --config.run_name."
+                ) from error
             report(f"{error} Using the one before it.")
         else:
             return path
@@ -126,13 +148,23 @@ def _write_manifest(folder: Path) -> None:
 
 def _replace(partial: Path, final: Path) -> None:
     """Rename into place; a checkpoint of the same epoch (an epoch run again) goes only after the new one is whole."""
-    old = final.with_name(f".old_{final.name}")
+    old = final.with_name(OLD + final.name)
     shutil.rmtree(old, ignore_errors=True)
     if final.exists():
         final.rename(old)
     partial.rename(final)
     _sync(final.parent)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _remove(checkpoint: Path) -> None:
+    """Out of sight first: what a kill leaves half removed must not look like a checkpoint."""
+    gone = checkpoint.with_name(GONE + checkpoint.name)
+    try:
+        checkpoint.rename(gone)
+    except OSError:
+        gone = checkpoint
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _sync(path: Path) -> None:

@@ -1,13 +1,21 @@
-"""Ctrl-C and SIGTERM become a request that the run honours at its next safe point."""
+"""Ctrl-C and SIGTERM: at once while there is nothing to save, at the next safe point once the run is going."""
 
 from __future__ import annotations
 
+import math
+import os
 import signal
 import sys
 import threading
+import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
-from awm.training.distributed import Distributed
+if TYPE_CHECKING:  # imported late by the entry points: signals are to be caught before torch is loaded
+    from awm.training.distributed import Distributed
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SAME_REQUEST_S = 1.0  # a terminal and a launcher may both deliver the same request
 
 
 class StopRequestedError(Exception):
@@ -23,24 +31,38 @@ class StopRequestedError(Exception):
 
 
 class StopRequest:
-    """Remembers the first SIGINT or SIGTERM; a second one takes effect at once.
+    """Remembers the first SIGINT or SIGTERM; Ctrl-C once more ends the process where it is.
 
     Args:
-        distributed: ranks agree before any of them acts, or the others would wait for it forever.
+        distributed: ranks agree before any of them acts, or the others would wait for it forever; None until the
+            ranks know each other.
 
     Attributes:
-        requested: set once this rank has received a signal; ends what this rank alone waits for.
+        requested: set once this rank has received a signal, or agreed with one that has; ends what this rank alone
+            waits for.
+        received: the first signal that this process was sent.
+        silenced: set when the run is lost anyway, so that nothing is promised any more.
+        at_once: whether a signal ends the process where it is, there being nothing to save.
     """
 
-    def __init__(self, distributed: Distributed) -> None:
-        self._distributed = distributed
-        self._signal: int | None = None
+    def __init__(self, distributed: Distributed | None = None) -> None:
+        self.distributed = distributed
         self.requested = threading.Event()
-        self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        self.received: int | None = None
+        self.silenced = threading.Event()
+        self._interrupted = self._agreed = self._relaying = False
+        self.at_once = False
+        self._first = math.inf  # time of the first signal that was not passed on by another rank
+        self._previous = {number: signal.getsignal(number) for number in SIGNALS}
 
-    def install(self) -> None:
-        """Catch the signals from now on."""
-        for number in self._previous:
+    def install(self, *, at_once: bool = False) -> None:
+        """Catch the signals from now on.
+
+        Args:
+            at_once: end the process with SystemExit, there being nothing to save; otherwise wait for ``agreed``.
+        """
+        self.at_once = at_once
+        for number in SIGNALS:
             signal.signal(number, self._handle)
 
     def restore(self) -> None:
@@ -48,19 +70,51 @@ class StopRequest:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
+    def relay(self, number: int) -> None:
+        """Act as if this process had been sent a signal that another one received; from any thread."""
+        self.requested.set()
+        self._interrupted |= number == signal.SIGINT
+        self._relaying = True
+        os.kill(os.getpid(), number)
+
     def agreed(self) -> bool:
         """True on every rank if any rank was asked to stop. A collective."""
-        return self._distributed.any(self.requested.is_set())
+        distributed = self.distributed
+        if distributed is None:
+            return self.requested.is_set()
+        if not distributed.any(self.requested.is_set()):
+            return False
+        self._interrupted |= distributed.any(self.received == signal.SIGINT)
+        self._agreed = True
+        self.requested.set()
+        return True
 
     @property
     def exit_code(self) -> int:
-        """Exit status of a process stopped by the received signal."""
-        return 130 if self._signal == signal.SIGINT else 0
+        """Exit status of all ranks after a stop they agreed on: a person's Ctrl-C counts more than a SIGTERM."""
+        return 130 if self._interrupted or self.received == signal.SIGINT else 0
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        self.restore()  # a second signal takes effect at once
-        self._signal = number
+        passed_on, self._relaying = self._relaying, False
+        now = time.monotonic()
+        if number == signal.SIGINT and now - self._first > SAME_REQUEST_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        if not passed_on:
+            self._first = min(self._first, now)
+        if self.received is not None:
+            return
+        self.received = number
         self.requested.set()
-        if self._distributed.is_main:
-            name = signal.Signals(number).name
-            print(f"\n{name}: stopping at the next safe point and saving; once more stops at once.", file=sys.stderr)
+        what = "nothing to save yet" if self.at_once else "stopping and saving; Ctrl-C once more stops at once"
+        if self._is_main and not (self._agreed or self.silenced.is_set()):
+            print(f"\n{signal.Signals(number).name}: {what}.", file=sys.stderr, flush=True)
+        if self.at_once:
+            raise SystemExit(self.exit_code)
+
+    @property
+    def _is_main(self) -> bool:
+        """As far as is known."""
+        if self.distributed is None:
+            return os.environ.get("RANK", "0") == "0"
+        return self.distributed.is_main

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -18,10 +17,12 @@ from awm.training.distributed import Distributed
 from awm.training.epoch_rewards import EpochRewards, gather_rewards
 from awm.training.geometry import Geometry
 from awm.training.outputs import RunOutputs
+from awm.training.phases import PhaseTimer, timing_metrics
+from awm.training.probe import VelocityProbe
 from awm.training.rollout import Rollout, RolloutResult
 from awm.training.settings import Advantages, Averaging, Schedule
 from awm.training.stopping import StopRequestedError
-from awm.training.update import Update
+from awm.training.update import NonFiniteLossError, Update
 from awm.types import Experience, Prompts
 
 
@@ -45,6 +46,10 @@ class Trainer:
     averaging: Averaging
     epoch: int = 0
     step: int = 0
+    probe: VelocityProbe = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.probe = VelocityProbe(self.policy, self.distributed, self.seed)
 
     def train(self) -> None:
         """Train until ``schedule.num_epochs`` epochs are complete."""
@@ -54,37 +59,31 @@ class Trainer:
                 self.log({}, evaluates=True)
             while self.epoch < self.schedule.num_epochs:
                 self.train_epoch()
-        except (StopRequestedError, RewardError):  # raised on all ranks, and only between the epochs' updates
+        except (StopRequestedError, RewardError, NonFiniteLossError):  # on all ranks, which are as after an epoch
             if self.epoch > 0:
                 self.outputs.save(self.epoch, self.step)
             raise
 
     def train_epoch(self) -> None:
         """One epoch of Algorithm 1."""
-        started = time.perf_counter()
+        timer = PhaseTimer()
         prompts = self.epoch_prompts()
-        with self.outputs.progress(
-            self.epoch + 1, "sampling", self.geometry.images_per_rank, interruptible=True
-        ) as done:
+        with self.outputs.progress(self.epoch + 1, "sampling", self.geometry.images_per_rank) as done:
             rollout = self.rollout(prompts, self.rollout_noise, done, keep=self.outputs.grid_rows)
         rewards = gather_rewards(rollout.rewards, prompts.group, self.distributed)
         rewards.require(self.advantages.max_invalid_fraction, self.epoch + 1)
         experience = self.experience(rollout, rewards)
-        sampled = time.perf_counter()
+        timer.lap("rollout")
         visits = self.geometry.images_per_rank * self.geometry.num_passes
-        with self.outputs.progress(self.epoch + 1, "training", visits, interruptible=False) as done:
+        with self.outputs.progress(self.epoch + 1, "training", visits) as done:
             losses, steps = self.update(experience, self.epoch, done)
+        if "velocity_norm_ratio" not in losses:  # an objective without the reference's forward
+            losses["velocity_norm_ratio"] = self.probe(experience, self.epoch)
         self.epoch += 1
         self.step += steps
         self.move_slow_weights(steps)
-        ended = time.perf_counter()
-        timing = {
-            "time/rollout_s": sampled - started,
-            "time/reward_wait_s": rollout.reward_wait_s,
-            "time/train_s": ended - sampled,
-            "time/epoch_s": ended - started,
-            "images_per_s": self.geometry.images / (ended - started),
-        }
+        timer.lap("train")
+        timing = timing_metrics(timer.seconds | rollout.seconds, self.geometry.images, self.distributed)
         self.outputs.write_grid(self.epoch, prompts, rollout)
         self.finish_epoch(losses | rewards.metrics() | timing)
 

@@ -12,13 +12,15 @@ from awm.data.grouping import update_chunks
 from awm.interfaces import Objective, Policy
 from awm.training.distributed import Distributed
 from awm.training.geometry import Geometry
+from awm.training.stopping import StopRequestedError
+from awm.training.undo import Undo
 from awm.types import Experience, LossOutput
 
 Progress = Callable[[int], object]
 
 
 class NonFiniteLossError(RuntimeError):
-    """A loss or gradient became NaN or infinite; raised before the optimizer step, on every rank."""
+    """A loss or gradient became NaN or infinite; raised on every rank, with the weights of the epoch's start."""
 
 
 class Update:
@@ -55,15 +57,32 @@ class Update:
         self.distributed, self.geometry, self.seed = distributed, geometry, seed
         self.max_grad_norm, self.allow_skipped_steps = max_grad_norm, allow_skipped_steps
         self.keep_rollout_weights = keep_rollout_weights
+        self.undo = Undo(policy, optimizer, distributed)
 
     def __call__(self, experience: Experience, epoch: int, progress: Progress) -> tuple[dict[str, float], int]:
-        """Train on one epoch's samples.
+        """Train on one epoch's samples, wholly or not at all.
 
         Returns:
             Mean metrics over all steps and ranks, and the number of optimizer steps taken.
+
+        Raises:
+            StopRequestedError: from ``progress``, on all ranks; weights and optimizer are as before the call.
+            NonFiniteLossError: on all ranks, likewise.
         """
+        takes_several = self.geometry.updates_per_epoch > 1
+        if takes_several:
+            self.undo.remember()
+        try:
+            return self._train(experience, epoch, progress)
+        except (StopRequestedError, NonFiniteLossError):
+            if takes_several:
+                self.undo.go_back()
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+
+    def _train(self, experience: Experience, epoch: int, progress: Progress) -> tuple[dict[str, float], int]:
         totals: dict[str, list[float]] = defaultdict(list)
-        steps = 0
+        steps, number = 0, 0
         if self.keep_rollout_weights and self.geometry.updates_per_epoch > 1:
             self.policy.snapshot_rollout()
         for inner_epoch in range(self.geometry.num_passes):
@@ -71,14 +90,16 @@ class Update:
             for chunk in update_chunks(
                 self.seed, epoch, inner_epoch, first, len(experience), self.geometry.updates_per_pass
             ):
-                metrics = self._step(experience.take(chunk), epoch, inner_epoch, steps == 0, progress)
+                number += 1
+                place = f"epoch {epoch + 1}, optimizer step {number} of {self.geometry.updates_per_epoch}"
+                metrics = self._step(experience.take(chunk), epoch, inner_epoch, steps == 0, progress, place)
                 steps += int(bool(metrics) and not metrics.get("skipped_steps"))
                 for name, value in metrics.items():
                     totals[name].append(value)
         return {name: sum(values) / len(values) for name, values in totals.items()}, steps
 
     def _step(
-        self, samples: Experience, epoch: int, inner_epoch: int, on_policy: bool, progress: Progress
+        self, samples: Experience, epoch: int, inner_epoch: int, on_policy: bool, progress: Progress, place: str
     ) -> dict[str, float]:
         """Accumulate the gradient over micro-batches, clip, step; nothing if no sample has a valid reward."""
         count = self.distributed.sum(samples.valid.sum().float())
@@ -96,7 +117,7 @@ class Update:
             _accumulate(sums, output, batch.valid)
             progress(len(batch))
         grad_norm = self.distributed.clip_grad_norm(self.policy.trainable_parameters(), self.max_grad_norm)
-        self._check_finite(sums["loss"], grad_norm, epoch)
+        self._check_finite(sums["loss"], grad_norm, place)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         names = list(sums)
@@ -111,18 +132,19 @@ class Update:
         """The network as the forward uses it, wrapped for data parallelism if it is."""
         return self.policy.model.transformer
 
-    def _check_finite(self, loss: Tensor, grad_norm: Tensor, epoch: int) -> None:
+    def _check_finite(self, loss: Tensor, grad_norm: Tensor, place: str) -> None:
         """One host synchronisation per optimizer step; an fp16 gradient overflow is the scaler's business."""
-        finite_loss = bool(torch.isfinite(loss))
-        finite = finite_loss and (self.allow_skipped_steps or bool(torch.isfinite(grad_norm)))
-        if not self.distributed.any(not finite):
+        # The gradient is everybody's after the reduction: only the loss says whose micro-batch it was.
+        losses, norms = self.distributed.gather(torch.tensor([[float(loss), float(grad_norm)]])).unbind(1)
+        guilty = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+        if not guilty and (self.allow_skipped_steps or bool(torch.isfinite(norms).all())):
             return
-        where = f"rank {self.distributed.rank}" if not finite else "another rank"
-        what = "loss" if not finite_loss else "gradient"
+        what = f"loss on rank {', '.join(map(str, guilty))}" if guilty else "gradient (every rank's loss is finite)"
         raise NonFiniteLossError(
-            f"non-finite {what} in epoch {epoch + 1} on {where} (loss sum {float(loss):.4g}, gradient norm "
-            f"{float(grad_norm):.4g}). The weights were not updated. Lower train.learning_rate, raise train.beta or "
-            f"train.ema_beta, or use mixed_precision=bf16, and continue with resume_from=auto."
+            f"non-finite {what} in {place} (loss sums of the ranks: {_listed(losses)}; gradient norm "
+            f"{float(norms[0]):.4g}). The epoch was abandoned. The same settings would meet this again: start a new "
+            f"run_name from the newest checkpoint's weights (train.lora_path) with a lower train.learning_rate, a "
+            f"higher train.beta or train.ema_beta, or mixed_precision=bf16."
         )
 
 
@@ -135,3 +157,8 @@ def _accumulate(sums: dict[str, Tensor], output: LossOutput, valid: Tensor) -> N
     for name, values in {"loss": output.loss.detach(), **output.metrics}.items():
         part = masked_sum(values.float(), valid)
         sums[name] = sums[name] + part if name in sums else part
+
+
+def _listed(losses: Tensor, most: int = 8) -> str:
+    shown = ", ".join(f"{value:.4g}" for value in losses[:most].tolist())
+    return shown + (", ..." if len(losses) > most else "")
