@@ -95,11 +95,13 @@ class Rewards:
         total: [B] float32 on the CPU, the weighted sum the advantages are made of; NaN where not valid.
         parts: name -> [B] float32, every single reward and sub-score, for logs; NaN where missing.
         valid: [B] bool; False where a reward could not be computed. Such samples are masked, not zeroed.
+        errors: B sentences, why a score is missing, "" where none is; empty if nobody knows.
     """
 
     total: Tensor
     parts: Mapping[str, Tensor]
     valid: Tensor
+    errors: tuple[str, ...] = ()
 
     @staticmethod
     def cat(items: Sequence[Rewards]) -> Rewards:
@@ -109,7 +111,12 @@ class Rewards:
             name: torch.cat([item.parts.get(name, torch.full_like(item.total, torch.nan)) for item in items])
             for name in names
         }
-        return Rewards(torch.cat([i.total for i in items]), parts, torch.cat([i.valid for i in items]))
+        return Rewards(
+            total=torch.cat([item.total for item in items]),
+            parts=parts,
+            valid=torch.cat([item.valid for item in items]),
+            errors=tuple(error for item in items for error in item.errors or ("",) * len(item.total)),
+        )
 
 
 @dataclass(frozen=True, slots=True)

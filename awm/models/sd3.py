@@ -7,15 +7,15 @@ included. See https://arxiv.org/abs/2403.03206.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import StableDiffusion3Pipeline
-from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from torch import Tensor, nn
 
 from awm.models.checkpoint_folder import T5_PARTS, resolve_sd3
+from awm.models.latents import latent_shape
+from awm.models.weights import Weights, load_any_lora, load_transformer
 from awm.types import Condition
 
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
@@ -160,15 +160,18 @@ class SD3:
         pipeline = self._pipeline
         return int(pipeline.transformer.config.sample_size * pipeline.vae_scale_factor)
 
-    def load_lora(self, folder: Path) -> None:
-        """Draw with a LoRA from now on, as plain diffusers would.
+    def apply(self, weights: Weights) -> None:
+        """Draw with a LoRA, or another transformer, from now on, as plain diffusers would.
 
         Raises:
-            ValueError: if the folder holds none.
+            ValueError: if they do not fit this checkpoint; ``check_fit`` says so before anything is loaded.
         """
-        if not (folder / LORA_WEIGHT_NAME_SAFE).is_file():
-            raise ValueError(f"{folder} holds no {LORA_WEIGHT_NAME_SAFE}; give the folder that contains it.")
-        self._pipeline.load_lora_weights(folder)
+        if weights.kind == "lora":
+            load_any_lora(self._pipeline, weights)
+        else:
+            load_transformer(self._pipeline.transformer, weights)
+        if self._pipeline.text_encoder is not None:  # a LoRA may change the text encoders, too
+            self._negative = self.encode([""])
 
     def compile_blocks(self) -> None:
         """Compile each transformer block by itself: one small graph, reused for every block."""
@@ -182,16 +185,13 @@ class SD3:
             ValueError: if the checkpoint cannot draw that size.
         """
         config = self._pipeline.transformer.config
-        cell = self._pipeline.vae_scale_factor * config.patch_size
-        limit = cell * config.pos_embed_max_size
-        if resolution < 1 or resolution % cell or resolution > limit:
-            nearest = min(max(cell, round(resolution / cell) * cell), limit)
-            raise ValueError(
-                f"resolution={resolution} does not fit this checkpoint, which draws multiples of {cell} "
-                f"up to {limit} pixels; use {nearest}."
-            )
-        side = resolution // self._pipeline.vae_scale_factor
-        return config.in_channels, side, side
+        return latent_shape(
+            resolution,
+            channels=config.in_channels,
+            patch=config.patch_size,
+            positions=config.pos_embed_max_size,
+            scale=self._pipeline.vae_scale_factor,
+        )
 
     def offload_text_encoders(self, device: torch.device | str) -> None:
         """Move the text encoders; ``encode`` computes there and still answers on ``self.device``."""

@@ -17,7 +17,11 @@ _GAP, _PADDING, _LINE, _MAX_LINES, _BAR_HEIGHT = 12, 10, 17, 3, 4  # pixels, but
 
 
 def sample_grid(
-    images: Any, captions: Sequence[str], scores: Sequence[float | None] | None, columns: int
+    images: Any,
+    captions: Sequence[str],
+    scores: Sequence[float | None] | None,
+    columns: int,
+    titles: Sequence[str] | None = None,
 ) -> Image.Image:
     """Cards in rows of ``columns``: image, score with a bar, wrapped prompt.
 
@@ -30,6 +34,7 @@ def sample_grid(
         captions: N prompts.
         scores: N scores, None where there is none; no scores at all leave out their lines.
         columns: cards per row.
+        titles: N words, each above its caption; None leaves out their line.
 
     Returns:
         The sheet, RGB.
@@ -49,6 +54,7 @@ def sample_grid(
     texts = [_wrap(caption, width, font) for caption in captions]
     lines = max(len(text) for text in texts)
     score_height = _BAR_HEIGHT + 3 + _LINE if scored else 0
+    score_height += _LINE if titles is not None else 0
     height = picture_height + score_height + lines * _LINE + 2 * _PADDING + 3
     cell = (width + 2 * _PADDING, height)
     rows = -(-len(pictures) // columns)
@@ -60,6 +66,10 @@ def sample_grid(
         draw.rounded_rectangle((left, top, left + cell[0], top + cell[1]), radius=8, fill=_CARD)
         sheet.paste(picture, (left + _PADDING, top + _PADDING))
         corner = (left + _PADDING, top + _PADDING + picture_height + 5)
+        if titles is not None:
+            draw.text(
+                (corner[0], corner[1] + score_height - _LINE), _shorten(titles[i], width, font), fill=_BAR, font=font
+            )
         if scored:
             _draw_score(draw, corner, width, score, share, font)
         for number, line in enumerate(text):

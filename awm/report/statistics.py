@@ -1,4 +1,4 @@
-"""Is the model better? Paired comparison of two evaluations of the same prompts from the same noise."""
+"""How good is the model, and is it better? Means, and paired comparisons from the same prompts and noise."""
 
 from __future__ import annotations
 
@@ -6,6 +6,21 @@ import math
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mean:
+    """Mean of a score over the images that have it.
+
+    Attributes:
+        n: those images.
+        mean: NaN if n is 0.
+        standard_error: of the mean; NaN for fewer than two clusters.
+    """
+
+    n: int
+    mean: float
+    standard_error: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +56,29 @@ class PairedGain:
     def is_clear(self) -> bool:
         """Whether the change is at least two standard errors."""
         return abs(self.in_standard_errors) >= 2
+
+
+def clustered_mean(values: Sequence[float | None], cluster: Sequence[Hashable]) -> Mean:
+    """Mean of n values x_i and its standard error, clustered as in ``paired_gain``.
+
+        SE^2 = G / (G - 1) sum_g (sum_{i in g} (x_i - mean x))^2 / n^2
+
+    Args:
+        values: score of image i; None if there is none.
+        cluster: the prompt of image i.
+    """
+    rows = [(value, owner) for value, owner in zip(values, cluster, strict=True) if value is not None]
+    mean = _mean([value for value, _ in rows])
+    return Mean(len(rows), mean, _standard_error([value - mean for value, _ in rows], [owner for _, owner in rows]))
+
+
+def mean_of_means(tasks: Sequence[Mean]) -> Mean:
+    """Each task counting the same, however many images it has; see ``mean_of_tasks``."""
+    return Mean(
+        n=sum(task.n for task in tasks),
+        mean=_mean([task.mean for task in tasks]),
+        standard_error=math.hypot(*(task.standard_error for task in tasks)) / len(tasks) if tasks else math.nan,
+    )
 
 
 def paired_gain(

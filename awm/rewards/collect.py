@@ -66,7 +66,8 @@ def to_rewards(name: str, url: str, outcomes: Sequence[Outcome]) -> Rewards:
         if any(isinstance(outcome, Scores) for outcome in outcomes):
             raise RewardError(name, url, f"scorer {scorer!r} returns no such number; it returns {', '.join(parts)}")
         parts[name] = _column([None] * len(outcomes))  # every item failed: nothing says what there could have been
-    return Rewards(total=parts[name], parts=parts, valid=torch.isfinite(parts[name]))
+    errors = tuple(f"{scorer}: {o.code}: {o.message}" if isinstance(o, ItemError) else "" for o in outcomes)
+    return Rewards(total=parts[name], parts=parts, valid=torch.isfinite(parts[name]), errors=errors)
 
 
 def run_all(

@@ -54,6 +54,12 @@ class MixtureReward:
         results = run_all(score, list(self._groups.values()), num_threads=len(self._groups))
         return self._combine(results, len(images))
 
+    @property
+    def fingerprints(self) -> dict[str, str]:
+        """Name -> versions of the scorer on a server, of those that have answered."""
+        found = {name: str(getattr(reward, "fingerprint", "")) for name, reward in self._rewards.items()}
+        return {name: fingerprint for name, fingerprint in found.items() if fingerprint}
+
     def check(self) -> None:
         """Check every reward; only those with a weight may stop the run."""
         for name, reward in self._rewards.items():
@@ -86,7 +92,16 @@ class MixtureReward:
                 if weight := self._weights[name]:
                     total += weight * values
                     valid &= torch.isfinite(values)
-        return Rewards(torch.where(valid, total, torch.nan), parts, valid)
+        return Rewards(torch.where(valid, total, torch.nan), parts, valid, self._errors(results, count))
+
+    def _errors(self, results: Sequence[Rewards | None], count: int) -> tuple[str, ...]:
+        """Per image, why scores are missing, of all sources."""
+        told = [
+            [f"{group[0]}: could not be computed, the log says why"] * count if result is None else result.errors
+            for group, result in zip(self._groups.values(), results, strict=True)
+        ]
+        rows = zip(*(errors or [""] * count for errors in told), strict=True)
+        return tuple("; ".join(filter(None, row)) for row in rows)
 
     def _values(self, name: str, result: Rewards | None, count: int) -> Tensor:
         """The reward ``name`` itself: NaN if it failed, else its part, or the total of a reward without parts."""

@@ -97,6 +97,11 @@ class RemoteReward:
         self._errors.note(outcomes, text)
         return to_rewards(self.name, self.connection.urls[0], outcomes)
 
+    @property
+    def fingerprint(self) -> str:
+        """Versions of the scorer; empty before the first answer."""
+        return self._fingerprint or ""
+
     def check(self) -> None:
         """Raise RewardError unless every server is there and has this reward; wait for one that is loading."""
         for url in self.connection.urls:

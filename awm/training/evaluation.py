@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import defaultdict
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from awm.data.prompts import PromptSet
 from awm.flow.rng import SampleNoise
+from awm.held_out.items import Item, evaluation_items, spaced
+from awm.held_out.records import Record, write_records
+from awm.images import save_png
 from awm.training.distributed import Distributed
 from awm.training.rollout import Progress, Rollout
-from awm.types import Prompts
+from awm.types import Prompts, Rewards
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredImage:
     """One evaluated image: what goes into ``scores.jsonl``, and its pixels if they are to be saved."""
 
-    index: int
-    prompt: str
-    tag: str
-    scores: dict[str, float | None]
+    record: Record
     image: Tensor | None  # uint8 [3, H, W]
 
 
@@ -55,20 +53,18 @@ class Evaluation:
         num_saved_images: int,
         seed: int,
     ) -> None:
-        self.rollout, self.prompts, self.distributed, self.seed = rollout, prompts, distributed, seed
-        self.images_per_prompt = images_per_prompt
-        self.chosen = _spaced(len(prompts), max_prompts or len(prompts))
-        self.saved = set(_spaced(len(self), num_saved_images))
-        self.occurrence = _occurrences(prompts.text)
+        self.rollout, self.distributed, self.seed = rollout, distributed, seed
+        self.items = evaluation_items(prompts, images_per_prompt, max_prompts)
+        self.saved = set(spaced(len(self), num_saved_images))
 
     def __len__(self) -> int:
-        return len(self.chosen) * self.images_per_prompt
+        return len(self.items)
 
     def __call__(self, progress: Progress) -> list[ScoredImage]:
         """All scored images in order, on every rank."""
         per_rank = -(-len(self) // self.distributed.world_size)
         first = min(self.distributed.rank * per_rank, len(self))
-        mine = range(first, min(first + per_rank, len(self)))
+        mine = self.items[first : first + per_rank]
         rounds = -(-per_rank // self.rollout.batch_size)
         scored: list[ScoredImage] = []
         if mine:
@@ -77,34 +73,39 @@ class Evaluation:
             self.rollout.idle(progress, rounds)
         return self.distributed.gather_objects(scored)
 
-    def _score(self, items: range, progress: Progress, rounds: int) -> list[ScoredImage]:
-        number = [self.chosen[i // self.images_per_prompt] for i in items]
-        copy = [
-            self.occurrence[n] * self.images_per_prompt + i % self.images_per_prompt
-            for n, i in zip(number, items, strict=True)
-        ]
+    def _score(self, items: Sequence[Item], progress: Progress, rounds: int) -> list[ScoredImage]:
         prompts = Prompts(
-            text=tuple(self.prompts.text[n] for n in number),
-            group=torch.tensor(number),
-            metadata=tuple(self.prompts.metadata[n] for n in number),
+            text=tuple(item.prompt for item in items),
+            group=torch.tensor([item.prompt_index for item in items]),
+            metadata=tuple(item.metadata for item in items),
         )
+        copies = [item.copy for item in items]
 
         def noise_for(rows: slice) -> SampleNoise:
-            return SampleNoise.for_evaluation(self.seed, prompts.text[rows], copy[rows], self.distributed.device)
+            return SampleNoise.for_evaluation(self.seed, prompts.text[rows], copies[rows], self.distributed.device)
 
-        keep = [row for row, i in enumerate(items) if i in self.saved]
+        keep = [row for row, item in enumerate(items) if item.index in self.saved]
         result = self.rollout(prompts, noise_for, progress, keep, rounds)
-        parts = {name: values.tolist() for name, values in result.rewards.parts.items()}
-        return [
-            ScoredImage(
-                index=i,
-                prompt=prompts.text[row],
-                tag=str(prompts.metadata[row].get("tag", "")),
-                scores={name: _number(values[row]) for name, values in parts.items()},
-                image=result.images.get(row),
-            )
-            for row, i in enumerate(items)
-        ]
+        records = to_records(items, result.rewards)
+        return [ScoredImage(record, result.images.get(row)) for row, record in enumerate(records)]
+
+
+def to_records(items: Sequence[Item], rewards: Rewards) -> list[Record]:
+    """What goes into ``scores.jsonl`` about ``items``, whose images have these rewards."""
+    parts = {name: values.tolist() for name, values in rewards.parts.items()}
+    rows = [{name: _number(values[row]) for name, values in parts.items()} for row in range(len(items))]
+    reasons = rewards.errors or ("",) * len(items)
+    return [
+        Record(
+            index=item.index,
+            prompt=item.prompt,
+            tag=item.tag,
+            copy=item.copy,
+            scores=scores,
+            error=reason or ("a score was no finite number" if None in scores.values() else ""),
+        )
+        for item, scores, reason in zip(items, rows, reasons, strict=True)
+    ]
 
 
 def summarise(scored: list[ScoredImage], prefix: str = "eval/") -> dict[str, float]:
@@ -113,7 +114,7 @@ def summarise(scored: list[ScoredImage], prefix: str = "eval/") -> dict[str, flo
     Images a reward could not score are left out of its means.
     """
     values: dict[str, list[float]] = defaultdict(list)
-    for item in scored:
+    for item in (each.record for each in scored):
         for name, score in item.scores.items():
             if score is not None:
                 values[prefix + name].append(score)
@@ -125,35 +126,16 @@ def summarise(scored: list[ScoredImage], prefix: str = "eval/") -> dict[str, flo
 def write_scores(folder: Path, scored: list[ScoredImage]) -> None:
     """Write ``scores.jsonl`` and the saved images below ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = []
-    for item in scored:
-        name = None
-        if item.image is not None:
-            name = f"{item.index:05d}.png"
-            Image.fromarray(item.image.permute(1, 2, 0).contiguous().numpy()).save(folder / name)
-        lines.append(json.dumps(_record(item, name)))
-    (folder / "scores.jsonl").write_text("\n".join(lines) + "\n")
+    write_records(folder, [_with_file(folder, item) for item in scored])
 
 
-def _record(item: ScoredImage, image: str | None) -> Mapping[str, Any]:
-    return {"index": item.index, "prompt": item.prompt, "tag": item.tag, "scores": item.scores, "image": image}
-
-
-def _spaced(total: int, count: int) -> list[int]:
-    """``count`` evenly spaced numbers below ``total`` (all of them if there are fewer)."""
-    count = min(total, count)
-    return [i * total // count for i in range(count)]
-
-
-def _occurrences(text: tuple[str, ...]) -> list[int]:
-    """How often each string came before: 0 for new ones. Keeps a repeated prompt from repeating its images."""
-    seen: dict[str, int] = defaultdict(int)
-    counts = []
-    for prompt in text:
-        counts.append(seen[prompt])
-        seen[prompt] += 1
-    return counts
+def _with_file(folder: Path, item: ScoredImage) -> Record:
+    if item.image is None:
+        return item.record
+    name = f"{item.record.index:05d}.png"
+    save_png(item.image, folder / name)
+    return replace(item.record, image=name)
 
 
 def _number(value: float) -> float | None:
-    return None if value != value else value
+    return value if math.isfinite(value) else None

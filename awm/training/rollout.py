@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Collection
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,10 +16,12 @@ from awm.images import quantise
 from awm.interfaces import Model, Policy, Reward, Sampler, WeightSet
 from awm.rewards.errors import RewardError
 from awm.training.distributed import Distributed
+from awm.training.phases import DeviceStopwatch
 from awm.types import Condition, Prompts, Rewards, Trajectory
 
 Progress = Callable[[int], object]
 """Told how many more images are done."""
+STOP_POLL_S = 0.2  # between looks at ``stop`` while scores are waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,8 @@ class RolloutResult:
         prompt_index: [B] int64 row of ``condition`` of each sample.
         rewards: scores of all samples.
         images: row -> uint8 [3, H, W], the images that were asked for.
-        reward_wait_s: seconds spent waiting for scores after the last image was sampled.
+        seconds: of this rank's encode, decode, and reward_wait: waiting for scores, its own and other ranks', after
+            the last image was sampled.
     """
 
     trajectory: Trajectory
@@ -39,7 +43,7 @@ class RolloutResult:
     prompt_index: Tensor
     rewards: Rewards
     images: dict[int, Tensor]
-    reward_wait_s: float
+    seconds: dict[str, float]
 
 
 class Rollout:
@@ -55,6 +59,7 @@ class Rollout:
         guidance_scale: classifier-free guidance during sampling.
         weights: weight set that samples.
         keep_states: also return the states the sampler visited.
+        stop: once set, scores that are not there yet are given up.
         workers: scoring requests in flight.
     """
 
@@ -70,11 +75,12 @@ class Rollout:
         guidance_scale: float = 1.0,
         weights: WeightSet = "current",
         keep_states: bool = False,
+        stop: threading.Event | None = None,
         workers: int = 4,
     ) -> None:
         self.policy, self.sampler, self.reward, self.distributed = policy, sampler, reward, distributed
         self.batch_size, self.guidance_scale, self.weights = batch_size, guidance_scale, weights
-        self.keep_states, self.workers = keep_states, workers
+        self.keep_states, self.stop, self.workers = keep_states, stop or threading.Event(), workers
         self.latent_shape = policy.model.latent_shape(resolution)
 
     def __call__(
@@ -95,7 +101,9 @@ class Rollout:
             rounds: batches of the rank that has most. ``progress`` may be a collective, so every rank calls it as
                 often, and before the ranks agree on whether scoring failed.
         """
-        condition, prompt_index = encode_distinct(self.policy.model, prompts.text)
+        encoding, decoding = DeviceStopwatch(self.distributed.device), DeviceStopwatch(self.distributed.device)
+        with encoding():
+            condition, prompt_index = encode_distinct(self.policy.model, prompts.text)
         trajectories: list[Trajectory] = []
         futures: list[Future[Rewards]] = []
         kept: dict[int, Tensor] = {}
@@ -104,21 +112,24 @@ class Rollout:
         try:
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
-                trajectory, images = self._sample(condition.take(prompt_index[rows]), noise_for(rows))
+                trajectory = self._sample(condition.take(prompt_index[rows]), noise_for(rows))
                 trajectories.append(trajectory)
+                with decoding():
+                    images = self._decode(trajectory)
                 images = images.cpu()
                 futures.append(pool.submit(self.reward, images, prompts.text[rows], prompts.metadata[rows]))
                 kept |= {row: quantise(images[row - start]) for row in keep if start <= row < start + len(images)}
                 progress(len(images))
             for _ in range(len(futures), rounds):
+                self._accompany(condition)
                 progress(0)
             sampled = time.perf_counter()
             try:
-                rewards = Rewards.cat([future.result() for future in futures])
+                rewards = Rewards.cat(self._wait(futures))
             except Exception as error:
                 failure = error
         finally:
-            pool.shutdown(cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)  # a run that ends waits for no slow server
         progress(0)  # a request to stop while scores were waited for is no failure of the reward
         self._agree(failure)
         return RolloutResult(
@@ -127,26 +138,49 @@ class Rollout:
             prompt_index=prompt_index,
             rewards=rewards,
             images=kept,
-            reward_wait_s=time.perf_counter() - sampled,
+            seconds={
+                "encode": encoding.seconds(),
+                "decode": decoding.seconds(),
+                "reward_wait": time.perf_counter() - sampled,
+            },
         )
 
     def idle(self, progress: Progress, rounds: int) -> None:
         """Take part in what is collective while the other ranks sample ``rounds`` batches and this one none."""
-        for _ in range(rounds + 1):
+        condition = self.policy.model.encode([""])
+        for _ in range(rounds):
+            self._accompany(condition)
             progress(0)
+        progress(0)
         self._agree(None)
 
+    def _accompany(self, condition: Condition) -> None:
+        """Where forwards are collective, run those of a batch with the other ranks: one row, which is dropped."""
+        if self.distributed.forwards_are_collective:
+            noise = SampleNoise.for_evaluation(0, [""], [0], self.distributed.device)
+            self._sample(condition.take(torch.tensor([0])), noise)
+
     @torch.no_grad()
-    def _sample(self, condition: Condition, noise: SampleNoise) -> tuple[Trajectory, Tensor]:
+    def _sample(self, condition: Condition, noise: SampleNoise) -> Trajectory:
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.policy.model.velocity(x_t, t, condition, self.guidance_scale)
 
         with self.policy.using(self.weights):
             x_1 = noise.randn(self.latent_shape)
-            trajectory = self.sampler(
-                velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states
-            )
-        return trajectory, self.policy.model.decode(trajectory.x_0)
+            return self.sampler(velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states)
+
+    @torch.no_grad()
+    def _decode(self, trajectory: Trajectory) -> Tensor:
+        return self.policy.model.decode(trajectory.x_0)
+
+    def _wait(self, futures: list[Future[Rewards]]) -> list[Rewards]:
+        """The scores, or the first error."""
+        while (state := wait(futures, STOP_POLL_S, FIRST_EXCEPTION)).not_done:
+            if self.stop.is_set():
+                raise RewardError("reward", "", "was not waited for any longer, because the run is to stop")
+            for future in state.done:
+                future.result()
+        return [future.result() for future in futures]
 
     def _agree(self, failure: Exception | None) -> None:
         """Raise on every rank if scoring failed on any, so that no rank waits in a collective for a dead one."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +15,11 @@ from torch import Tensor
 
 from awm.data.prompts import PromptSet
 from awm.flow.times import shifted_grid
+from awm.held_out.items import evaluation_items
+from awm.held_out.records import read_records
 from awm.rewards.errors import RewardError
 from awm.samplers.ddim import DDIM
-from awm.training.evaluation import Evaluation, ScoredImage, summarise
+from awm.training.evaluation import Evaluation, ScoredImage, summarise, to_records, write_scores
 from awm.training.rollout import Rollout
 from awm.training.stopping import StopRequestedError
 from awm.types import Rewards
@@ -42,14 +46,25 @@ class Rank:
 
     device = torch.device("cpu")
 
-    def __init__(self, ranks: Ranks, rank: int) -> None:
+    def __init__(self, ranks: Ranks, rank: int, forwards_are_collective: bool) -> None:
         self.ranks, self.rank, self.world_size = ranks, rank, len(ranks.slots)
+        self.forwards_are_collective = forwards_are_collective
 
     def any(self, flag: bool) -> bool:
         return any(value is not None and value[0] for value in self.ranks.meet(self.rank, (flag,)))
 
     def gather_objects(self, items: list[Any]) -> list[Any]:
         return [item for part in self.ranks.meet(self.rank, items) for item in part]
+
+
+class ShardedFlow(TinyFlow):
+    """Every forward needs all ranks, as with FSDP2."""
+
+    distributed: Rank
+
+    def velocity(self, *args: Any, **kwargs: Any) -> Tensor:
+        self.distributed.any(False)
+        return super().velocity(*args, **kwargs)
 
 
 class Brightness:
@@ -65,15 +80,21 @@ class Brightness:
 
 
 def evaluate(
-    text: tuple[str, ...], world_size: int, stops: Callable[[int, int], bool] = lambda rank, call: False, batch: int = 1
+    text: tuple[str, ...],
+    world_size: int,
+    stops: Callable[[int, int], bool] = lambda rank, call: False,
+    batch: int = 1,
+    sharded: bool = False,
 ) -> list[list[ScoredImage] | Exception]:
     """Evaluate on ``world_size`` threads; ``stops(rank, call)``: has this rank been asked to stop by then?"""
     ranks = Ranks(world_size)
 
     def run(rank: int) -> list[ScoredImage] | Exception:
         torch.set_num_threads(1)
-        distributed: Any = Rank(ranks, rank)
-        policy: Any = FakePolicy(TinyFlow())
+        distributed: Any = Rank(ranks, rank, sharded)
+        model = ShardedFlow() if sharded else TinyFlow()
+        model.distributed = distributed
+        policy: Any = FakePolicy(model)
         rollout = Rollout(
             policy=policy,
             sampler=DDIM(grid=shifted_grid(3)),
@@ -114,11 +135,13 @@ def test_every_image_once_and_the_same_on_any_number_of_ranks(world_size: int) -
     (alone,) = evaluate(text, 1, batch=2)
     for scored in evaluate(text, world_size, batch=2):
         assert isinstance(scored, list) and isinstance(alone, list)
-        assert [item.index for item in scored] == [0, 1, 2, 3, 4]
-        assert [item.prompt for item in scored] == list(text)
-        assert [item.scores for item in scored] == [pytest.approx(item.scores) for item in alone]
+        records = [item.record for item in scored]
+        assert [record.index for record in records] == [0, 1, 2, 3, 4]
+        assert [record.prompt for record in records] == list(text)
+        assert [record.copy for record in records] == [0, 0, 1, 0, 0]
+        assert [record.scores for record in records] == [pytest.approx(item.record.scores) for item in alone]
         assert [item.image is not None for item in scored] == [True, False, True, False, False]
-        assert scored[0].scores != scored[2].scores
+        assert records[0].scores != records[2].scores
         assert summarise(scored).keys() == {"eval/brightness", *(f"eval/brightness/{tag}" for tag in "abcd")}
 
 
@@ -139,3 +162,32 @@ def test_all_ranks_stop_together(text: tuple[str, ...], rank: int, call: int) ->
     results = evaluate(text, 2, stops=lambda r, c: r == rank and c >= call)
     expected = StopRequestedError if call <= (3 if len(text) == 3 else 2) else list
     assert [type(result) for result in results] == [expected] * 2
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_where_forwards_are_collective_all_ranks_run_equally_many(world_size: int) -> None:
+    text = ("a", "bb", "a", "ccc", "dddd")
+    (alone,) = evaluate(text, 1, batch=2)
+    for scored in evaluate(text, world_size, batch=2, sharded=True):
+        assert isinstance(scored, list) and isinstance(alone, list), scored
+        assert [item.record for item in scored] == [
+            replace(item.record, scores=pytest.approx(item.record.scores)) for item in alone
+        ]
+
+
+def test_an_image_without_a_score_says_why() -> None:
+    items = evaluation_items(PromptSet(("a", "b", "c"), ({}, {}, {})), 1)
+    values = torch.tensor([1.0, torch.nan, torch.inf])
+    told = to_records(items, Rewards(values, {"r": values}, torch.isfinite(values), ("", "r: no text found", "")))
+    assert [record.scores["r"] for record in told] == [1.0, None, None]
+    assert [record.error for record in told] == ["", "r: no text found", "a score was no finite number"]
+    untold = to_records(items, Rewards(values, {"r": values}, torch.isfinite(values)))
+    assert [bool(record.error) for record in untold] == [False, True, True]
+
+
+def test_scores_and_images_are_written_together(tmp_path: Path) -> None:
+    (scored,) = evaluate(("a", "b", "c"), 1)
+    assert isinstance(scored, list)
+    write_scores(tmp_path, scored)
+    assert [record.image for record in read_records(tmp_path)] == ["00000.png", "00001.png", None]
+    assert sorted(file.name for file in tmp_path.glob("*.png")) == ["00000.png", "00001.png"]

@@ -1,0 +1,1 @@
+"""Held-out evaluation as a tool: what is scored, what is already scored, and what it comes to."""
