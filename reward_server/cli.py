@@ -159,7 +159,11 @@ def _settings(options: argparse.Namespace) -> tuple[Settings, str, int]:
             f"with --config, {options.config} names the scorers and their options, not the command line"
         )
     given: dict[str, Any] = load_settings(options.config) if options.config else {}
-    if not options.config:
+    if options.config:
+        given["scorers"] = _chosen(given["scorers"], options.only, options.config)
+    elif options.only:
+        raise SettingsError("--only chooses among the scorers of a --config; give one, or use --scorer")
+    else:
         given["scorers"] = _scorers(options)
     limits: Limits = given.pop("limits", Limits())
     changed = {
@@ -173,6 +177,14 @@ def _settings(options: argparse.Namespace) -> tuple[Settings, str, int]:
             given[key] = value
     host, port = given.pop("host", DEFAULT_HOST), given.pop("port", DEFAULT_PORT)
     return Settings(**given), host, port
+
+
+def _chosen(scorers: dict[str, ScorerSettings], names: Sequence[str] | None, path: Path) -> dict[str, ScorerSettings]:
+    """The scorers of a file that --only names, or all of them."""
+    for name in names or ():
+        if name not in scorers:
+            raise SettingsError(f"--only {name}: {path} has the scorers {', '.join(scorers)}; add {name} there")
+    return {name: scorers[name] for name in names or scorers}
 
 
 def _scorers(options: argparse.Namespace) -> dict[str, ScorerSettings]:
@@ -206,6 +218,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument(
         "--scorer", action="append", choices=sorted(SCORERS), help="repeat for several (default: geneval)"
+    )
+    what.add_argument(
+        "--only", action="append", metavar="NAME", help="with --config: start only this one of its scorers; repeat"
     )
     what.add_argument(
         "--detector", choices=sorted(DETECTORS), help="short for --option geneval.detector=NAME (default: shapes)"

@@ -28,39 +28,26 @@ run=logs/$name
 source train_scripts/environment.sh
 install_project train,server
 
-server='' trainer='' interrupted=0
-stop_all() {
-  local pid
-  for pid in $trainer $server; do kill -TERM "$pid" 2>/dev/null || true; done
-  for pid in $trainer $server; do wait "$pid" 2>/dev/null || true; done
-}
+interrupted=0
+source train_scripts/processes.sh
 trap stop_all EXIT
-# The trainer saves on SIGTERM; both children run in sessions of their own, so that Ctrl-C reaches them only
-# through this script and never stops the reward server while the trainer still needs it.
+# The trainer saves on SIGTERM.
+# shellcheck disable=SC2329  # by the traps
 forward() { interrupted=$1; [[ -n $trainer ]] && kill -TERM "$trainer" 2>/dev/null || exit "$1"; }
 trap 'forward 130' INT
 trap 'forward 143' TERM
 
 mkdir -p "$run"
-rm -f "$run/reward_server.url"
-setsid "$VENV/bin/awm-reward-server" --scorer geneval --detector shapes --port 0 \
-  --url-file "$run/reward_server.url" --exit-with-parent >"$run/reward_server.log" 2>&1 &
-server=$!
-for _ in $(seq 300); do
-  [[ -s $run/reward_server.url ]] && break
-  kill -0 "$server" 2>/dev/null || { echo "The reward server did not start; its log:" >&2; cat "$run/reward_server.log" >&2; exit 1; }
-  sleep 0.2
-done
-[[ -s $run/reward_server.url ]] || { echo "The reward server was not ready within 60 s; see $run/reward_server.log" >&2; exit 1; }
-url=$(<"$run/reward_server.url")
+server_log=$run/reward_server.log server_url=$run/reward_server.url
+: >"$server_log"
+start_server "$VENV" --scorer geneval --detector shapes --port 0
+await_server 60
 echo "Reward server ready at $url, run folder $run"
 
 setsid "$VENV/bin/awm-train" --config "config/awm.py:$recipe" --config.run_name="$name" --config.seed="$seed" \
   --config.reward_server.urls="('$url',)" --config.resume_from=auto ${overrides[@]+"${overrides[@]}"} &
 trainer=$!
-status=0
-wait "$trainer" || status=$?
-while kill -0 "$trainer" 2>/dev/null; do status=0; wait "$trainer" || status=$?; done
+end_of "$trainer"
 trainer=''
 (( interrupted )) && exit "$interrupted"
 exit "$status"

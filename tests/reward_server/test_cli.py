@@ -15,10 +15,11 @@ import psutil
 import pytest
 
 from reward_server import process
-from reward_server.cli import main
+from reward_server.cli import _parser, _settings, main
 from reward_server.service import Service
 from tests.reward_server.serving import FAKES, serve, settings, wait_for
 
+SHIPPED = Path(__file__).parents[2] / "reward_server" / "server.yaml"
 COMMAND = [sys.executable, "-m", "reward_server.cli", "--port", "0"]
 PATIENCE_S = 90.0  # loading Python on a busy machine
 
@@ -79,6 +80,8 @@ def test_a_public_address_needs_a_token(host: str, capsys: pytest.CaptureFixture
         (["--max-queued", "10"], "raise it to 256"),
         (["--config", "nowhere.yaml"], "cannot read nowhere.yaml: No such file"),
         (["--config", "nowhere.yaml", "--scorer", "geneval"], "names the scorers and their options"),
+        (["--only", "geneval"], "--only chooses among the scorers of a --config"),
+        (["--config", str(SHIPPED), "--only", "vlm"], "has the scorers geneval, ocr, pickscore; add vlm there"),
         (["--option", "geneval.detector"], "expected SCORER.KEY=VALUE"),
         (["--option", "ocr.engine=rapidocr"], "with SCORER among geneval"),
         (["--device", "gpu0"], "expected a list of cpu or cuda:N"),
@@ -91,6 +94,12 @@ def test_wrong_arguments_say_what_is_valid(
         main(arguments)
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_only_some_scorers_of_a_file() -> None:
+    options = _parser().parse_args(["--config", str(SHIPPED), "--only", "pickscore", "--only", "geneval"])
+    settings, host, port = _settings(options)
+    assert list(settings.scorers) == ["pickscore", "geneval"] and (host, port) == ("127.0.0.1", 18080)
 
 
 def test_a_taken_port_is_an_error() -> None:
