@@ -62,6 +62,34 @@ def parse(argv: list[str], *, program: str, purpose: str) -> ConfigDict:
     return config
 
 
+def split_dry_run(argv: list[str]) -> tuple[bool, int | None, list[str]]:
+    """Take ``--dry_run`` and ``--world_size N`` out of ``argv``; dashes do for underscores.
+
+    Returns:
+        Whether only the plan is wanted, the ranks to plan for if given, and the other arguments.
+
+    Raises:
+        ValueError: a world size without a dry run, or one that is no number of ranks.
+    """
+    wanted, world_size, rest = False, None, []
+    remaining = iter(argv)
+    for argument in remaining:
+        name, separator, value = argument.partition("=")
+        name = name.replace("-", "_")
+        if name == "__dry_run" and not separator:
+            wanted = True
+        elif name == "__world_size":
+            value = value if separator else next(remaining, "")
+            if not value.isdecimal() or int(value) < 1:
+                raise ValueError(f"--world_size={value} is no number of ranks; give 1 or more, as in --world_size 8.")
+            world_size = int(value)
+        else:
+            rest.append(argument)
+    if world_size is not None and not wanted:
+        raise ValueError("--world_size plans for so many ranks with --dry_run; a run gets its ranks from torchrun.")
+    return wanted, world_size, rest
+
+
 def _read_flags(argv: list[str]) -> tuple[ConfigDict, list[str]]:
     """The configuration and what is left of ``argv``, by ml_collections' own flag."""
     values = flags.FlagValues()  # type: ignore[no-untyped-call]

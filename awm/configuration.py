@@ -50,6 +50,7 @@ def default_config() -> ConfigDict:
     config.pretrained = ConfigDict()
     config.pretrained.model = "stabilityai/stable-diffusion-3.5-medium"  # hub id, local folder, or "tiny"
     config.pretrained.revision = ""
+    config.pretrained.transformer = ""  # start from this fully fine-tuned transformer: folder with transformer/ in it
     config.pretrained.max_sequence_length = placeholder(int)  # T5 tokens; unset: 128, or the tokenizer's own if shorter
     config.pretrained.text_encoder_device = ""  # "cpu" frees 10 GB of a GPU and encodes an epoch's prompts more slowly
 
@@ -115,6 +116,13 @@ def default_config() -> ConfigDict:
     config.evaluation.current = False  # also evaluate the current weights, not only the average
     config.evaluation.seed = 0  # noise of image j of prompt p is keyed by (seed, p, j): the same in every run
 
+    config.guardrails = ConfigDict()  # beyond these the run goes on and says so; metric `warnings` counts them
+    config.guardrails.zero_std_ratio = 0.8  # share of prompts whose images all score the same
+    config.guardrails.invalid_fraction = 0.02  # share of images without a score
+    config.guardrails.velocity_norm_low = 0.8  # norm of the velocity, current over reference
+    config.guardrails.velocity_norm_high = 1.25
+    config.guardrails.repeat_epochs = 20  # epochs until the same warning is given again
+
     config.reward_server = ConfigDict()
     config.reward_server.urls = ("http://127.0.0.1:18080",)  # each of them has every scorer; requests are spread
     config.reward_server.urls_of = ConfigDict({}, allow_dotted_keys=True)  # scorer -> its own servers, instead of urls
@@ -137,6 +145,14 @@ def config_from_json(path: str) -> ConfigDict:
     with config.unlocked():
         _merge(config, values, "")
     return config.lock()
+
+
+def copy_config(config: ConfigDict) -> ConfigDict:
+    """An equal config of its own; ``copy.deepcopy`` stops at names with dots."""
+    copied = default_config()
+    with copied.unlocked():
+        _merge(copied, config.to_dict(), "")
+    return copied.lock()
 
 
 def config_to_dict(config: ConfigDict) -> dict[str, Any]:

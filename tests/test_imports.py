@@ -24,15 +24,24 @@ RULES: dict[str, set[str]] = {
     "reward_server": {"reward_server"},
 }
 ONLY_IN = {
-    "accelerate": {"awm/training/distributed.py"},
+    "accelerate": {
+        "awm/training/distributed.py",
+        *(f"awm/training/engines/{name}.py" for name in ("choice", "fsdp2", "replicated", "zero")),
+    },
     "ml_collections": {
         "awm/building/objects.py",
         "awm/building/outputs.py",
         "awm/building/trainer.py",
         "awm/command_line.py",
         "awm/configuration.py",
+        "awm/dry_run.py",
         "awm/evaluate.py",
+        "awm/held_out/run.py",
         "awm/json_config.py",
+        "awm/train.py",
+        "awm/planning/compute.py",
+        "awm/planning/memory.py",
+        "awm/planning/plan.py",
         "awm/validation.py",
         "config/awm.py",
         "config/base.py",

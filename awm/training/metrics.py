@@ -5,24 +5,13 @@ from __future__ import annotations
 import json
 import math
 import os
-import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
-from awm.registry import nearest
+from awm.training.trackers import Trackers
 
 Metrics = Mapping[str, float | int | None]
-
-
-class Tracker(Protocol):
-    """A place beside ``metrics.jsonl`` that wants every epoch's numbers."""
-
-    def write(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        """Log one epoch; every value is finite."""
-
-    def close(self) -> None:
-        """Hand over what is still buffered."""
 
 
 class MetricsWriter:
@@ -50,9 +39,7 @@ class MetricsWriter:
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self._trackers = [
-            _opener(name)(folder, config, run_name, resume_epoch) for name in dict.fromkeys(trackers) if name != "none"
-        ]
+        self._trackers = Trackers(trackers, folder, config=config, run_name=run_name, resume_epoch=resume_epoch)
         kept = _keep_epochs_before(self.path, resume_epoch)
         self._last: Metrics = kept[-1] if kept else {}
 
@@ -75,13 +62,11 @@ class MetricsWriter:
             with self.path.open("a", encoding="utf-8") as file:
                 _write_lines(file, [record])
         self._last = record
-        for tracker in self._trackers:
-            tracker.write(int(metrics["epoch"] or 0), known)
+        self._trackers.write(int(metrics["epoch"] or 0), known)
 
     def close(self) -> None:
         """Close the trackers; ``metrics.jsonl`` is complete after every ``write``."""
-        for tracker in self._trackers:
-            tracker.close()
+        self._trackers.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -128,78 +113,3 @@ def _finite(value: float | int | None) -> float | int | None:
         return value
     number = float(value)
     return number if math.isfinite(number) else None
-
-
-class _TensorBoard:
-    """Event files below ``<folder>/tensorboard``, one step per epoch."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], run_name: str, resume_epoch: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _missing("tensorboard") from error
-        # purge_step hides what an interrupted run logged from there on.
-        self._writer = SummaryWriter(folder / "tensorboard", purge_step=resume_epoch or None)
-
-    def write(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            if name != "epoch":
-                self._writer.add_scalar(name, value, global_step=epoch)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-class _WeightsAndBiases:
-    """A wandb run with ``epoch`` as the axis; WANDB_MODE=offline keeps it on this machine."""
-
-    def __init__(self, folder: Path, config: Mapping[str, Any], run_name: str, resume_epoch: int) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _missing("wandb") from error
-        self._run = wandb.init(
-            project="awm",
-            name=run_name,
-            dir=str(folder),
-            config=dict(config),
-            id=_run_id(folder, resume=resume_epoch > 0),
-            resume="allow",
-        )
-        self._run.define_metric("epoch")
-        self._run.define_metric("*", step_metric="epoch")
-
-    def write(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        self._run.log({**metrics, "epoch": epoch})
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-def _run_id(folder: Path, *, resume: bool) -> str:
-    """A new run gets a new id; a resumed one keeps its folder's and so continues its curves."""
-    path = folder / "wandb_id.txt"
-    if not (resume and path.exists()):
-        path.write_text(uuid.uuid4().hex[:12] + "\n")
-    return path.read_text().strip()
-
-
-_TRACKERS: dict[str, Callable[[Path, Mapping[str, Any], str, int], Tracker]] = {
-    "tensorboard": _TensorBoard,
-    "wandb": _WeightsAndBiases,
-}
-
-
-def _opener(name: str) -> Callable[[Path, Mapping[str, Any], str, int], Tracker]:
-    if name not in _TRACKERS:
-        known = [*_TRACKERS, "none"]
-        raise ValueError(f"unknown tracker {name!r}; trackers takes any of {', '.join(known)}.{nearest(name, known)}")
-    return _TRACKERS[name]
-
-
-def _missing(package: str) -> ValueError:
-    return ValueError(
-        f"trackers names {package}, which is not installed: `pip install {package}`, or leave it out of trackers "
-        f"(metrics.jsonl is always written)."
-    )

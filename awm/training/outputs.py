@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from awm.interfaces import Policy
 from awm.report.grid import sample_grid
 from awm.report.page import write_report
 from awm.training.checkpoint import CheckpointError, RunState, save_checkpoint
+from awm.training.console import epoch_line, print_epoch
 from awm.training.distributed import Distributed
 from awm.training.evaluation import Evaluation, summarise, write_scores
+from awm.training.guardrails import Guardrails, Limits, breaches
 from awm.training.metrics import MetricsWriter
-from awm.training.progress import progress_bar
+from awm.training.progress import Pace, RunProgress
 from awm.training.rollout import RolloutResult
+from awm.training.settings import Schedule
 from awm.training.stopping import StopRequest, StopRequestedError
 from awm.types import Prompts
 
@@ -38,9 +40,10 @@ class RunOutputs:
         metrics: writer of metrics.jsonl and trackers; None on other ranks.
         config: written into every checkpoint.
         keep_last: checkpoints kept.
-        num_epochs: for the progress bar.
+        schedule: how long the run is, for the progress bar and the time left.
         grid_rows: rows of the rank's samples shown in the sample grid.
-        grid_reward: the reward printed below each image.
+        limits: beyond which metrics are warned about.
+        constants: metrics that are the same in every epoch.
         stop: whether somebody wants the run to end.
     """
 
@@ -55,28 +58,32 @@ class RunOutputs:
         metrics: MetricsWriter | None,
         config: Mapping[str, Any],
         keep_last: int,
-        num_epochs: int,
+        schedule: Schedule,
         grid_rows: list[int],
+        limits: Limits,
+        constants: Mapping[str, float],
         stop: StopRequest,
     ) -> None:
         self.run, self.policy, self.optimizer, self.distributed = run, policy, optimizer, distributed
         self.evaluations, self.metrics, self.config, self.keep_last = evaluations, metrics, config, keep_last
-        self.num_epochs, self.grid_rows, self.stop = num_epochs, grid_rows, stop
+        self.num_epochs, self.grid_rows, self.constants, self.stop = schedule.num_epochs, grid_rows, constants, stop
+        self.bars, self.pace = RunProgress(schedule.num_epochs, distributed.is_main), Pace(schedule)
+        self.guardrails = Guardrails(limits)
         self.saved_epoch = -1
+        self.save_s: dict[str, float] = {}  # of the checkpoint before the epoch that is logged next
 
     @contextmanager
-    def progress(self, epoch: int, what: str, total: int, *, interruptible: bool) -> Iterator[Callable[[int], object]]:
+    def progress(self, epoch: int, what: str, total: int) -> Iterator[Callable[[int], object]]:
         """A progress bar over ``total`` of this rank's images in ``epoch`` (counted from 1).
 
         Raises:
             StopRequestedError: from the yielded function, on all ranks, if the run was asked to stop.
         """
-        label = f"epoch {epoch}/{self.num_epochs} {what}"
-        with progress_bar(label, total, self.distributed.is_main) as advance:
+        with self.bars.phase(epoch, what, total) as advance:
 
             def done(images: int) -> None:
                 advance(images)
-                if interruptible and self.stop.agreed():
+                if self.stop.agreed():
                     raise self.stopped()
 
             yield done
@@ -91,7 +98,7 @@ class RunOutputs:
         values: dict[str, float] = {}
         for number, (prefix, evaluation) in enumerate(self.evaluations.items()):
             total = -(-len(evaluation) // self.distributed.world_size)
-            with self.progress(epoch, "evaluating", total, interruptible=True) as done:
+            with self.progress(epoch, "evaluating", total) as done:
                 scored = evaluation(done)
             values |= summarise(scored, prefix)
             if number == 0 and self.distributed.is_main:
@@ -122,27 +129,43 @@ class RunOutputs:
         """One line of metrics.jsonl and one line on the console."""
         if self.metrics is None:
             return
-        metrics = metrics | {"lr": self.optimizer.param_groups[0]["lr"], "memory/peak_mb": _peak_memory_mb()}
+        found, epoch = breaches(metrics, self.guardrails.limits), metrics["epoch"]
+        metrics = {
+            **metrics,
+            **self.constants,
+            **self.save_s,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "memory/peak_mb": _peak_memory_mb(),
+            # Not with an evaluation that was made up for: the epoch's own line has the number already.
+            **({"warnings": len(found)} if "time/epoch_s" in metrics else {}),
+        }
+        self.save_s = {}
         self.metrics.write(metrics)
-        tqdm.write(_console_line(metrics, self.num_epochs), file=sys.stdout)
-        sys.stdout.flush()
+        self.pace.note(metrics)
+        remaining_s = self.pace.remaining_s(epoch)
+        self.bars.epoch_done(epoch, remaining_s)
+        print_epoch(epoch_line(metrics, self.num_epochs, remaining_s), self.guardrails.warnings(epoch, found))
 
     def save(self, epoch: int, step: int) -> None:
         """A checkpoint; ranks agree on a failure, so that none goes on alone."""
+        if epoch == self.saved_epoch:
+            return
+        started = time.perf_counter()
         failure: Exception | None = None
-        if self.distributed.is_main and epoch != self.saved_epoch:
-            state = RunState(
-                epoch=epoch,
-                step=step,
-                policy=self.policy.state_dict(),
-                optimizer=self.optimizer.state_dict(),
-                scaler=self.distributed.scaler_state(),
-            )
+        state = RunState(
+            epoch=epoch,
+            step=step,
+            # Sharded tensors are put together by all ranks, for the main one to write.
+            policy=self.policy.state_dict(keep=self.distributed.is_main),
+            optimizer=self.distributed.optimizer_state(self.optimizer),
+            scaler=self.distributed.scaler_state(),
+        )
+        if self.distributed.is_main:
             try:
                 save_checkpoint(self.run / "checkpoints", state, self.policy, self.config, self.keep_last)
             except CheckpointError as error:
                 failure = error
-        self.saved_epoch = epoch
+        self.saved_epoch, self.save_s = epoch, {"time/save_s": time.perf_counter() - started}
         if self.distributed.any(failure is not None):
             raise failure or CheckpointError("the main rank could not save a checkpoint; its message says why.")
 
@@ -152,6 +175,7 @@ class RunOutputs:
 
     def finish(self) -> Path | None:
         """Close the trackers and write the report; also mid-run, after an interruption."""
+        self.bars.close()
         if self.metrics is None:
             return None
         self.metrics.close()
@@ -169,24 +193,6 @@ class RunOutputs:
     def saved_note(self) -> str:
         """What to tell somebody whose run has ended early, after ``save``."""
         return f"everything is saved in {self.run}. Run the same command with --config.resume_from=auto to continue."
-
-
-def _console_line(metrics: Mapping[str, Any], num_epochs: int) -> str:
-    """The few numbers a person watches."""
-    shown = {
-        "reward/mean": "reward {:.3f}",
-        "loss/kl_reference": "KL {:.2e}",
-        "grad_norm": "grad {:.3f}",
-        "time/epoch_s": "{:.1f} s",
-        "images_per_s": "{:.1f} img/s",
-    }
-    parts = [text.format(metrics[name]) for name, text in shown.items() if name in metrics]
-    held_out = [
-        f"{k.removeprefix('eval/')} {v:.3f}" for k, v in metrics.items() if k.startswith("eval/") and k.count("/") == 1
-    ]
-    if held_out:
-        parts.append("held out: " + ", ".join(held_out))
-    return f"epoch {metrics['epoch']}/{num_epochs} | " + " | ".join(parts)
 
 
 def _peak_memory_mb() -> float:

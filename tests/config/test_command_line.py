@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from awm.command_line import parse
+from awm.command_line import parse, split_dry_run
 from awm.configuration import config_to_dict
 from awm.validation import validate
 
@@ -128,3 +128,30 @@ def test_values_are_checked_before_anything_loads(override: str, message: str):
 def test_beta_and_ema_beta_may_each_be_zero():
     validate(run("--config.train.beta=0"))
     validate(run("--config.train.ema_beta=0"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config", "x"], (False, None)),
+        (["--config", "x", "--dry_run"], (True, None)),
+        (["--dry-run", "--config", "x", "--world-size", "32"], (True, 32)),
+        (["--world_size=8", "--config", "x", "--dry_run"], (True, 8)),
+    ],
+)
+def test_a_dry_run_is_asked_for_anywhere_on_the_line(arguments: list[str], expected: tuple[bool, int | None]):
+    assert split_dry_run(arguments) == (*expected, ["--config", "x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--world_size", "8"], "plans for so many ranks with --dry_run.*torchrun"),
+        (["--dry_run", "--world_size=0"], "--world_size=0 is no number of ranks"),
+        (["--dry_run", "--world_size"], "--world_size= is no number of ranks"),
+        (["--dry_run", "--world_size=-2"], "--world_size=-2 is no number"),
+    ],
+)
+def test_a_world_size_must_be_one_and_only_plans(arguments: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        split_dry_run(arguments)

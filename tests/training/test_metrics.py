@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -73,73 +71,3 @@ def test_reading_ignores_an_unfinished_line_but_not_a_broken_one(tmp_path: Path)
     path.write_text('{"epoch": 0}\n{"epo\n{"epoch": 2}\n')
     with pytest.raises(ValueError, match=r"line 2 of .*metrics\.jsonl is not JSON"):
         read_metrics(path)
-
-
-def test_an_unknown_tracker_names_the_known_ones_and_leaves_the_log_alone(tmp_path: Path) -> None:
-    writer(tmp_path).write({"epoch": 0})
-    with pytest.raises(ValueError, match=r"tensorboard, wandb, none\. Did you mean 'tensorboard'"):
-        writer(tmp_path, trackers=("tensorbord",))
-    assert epochs(tmp_path) == [0]
-
-
-@pytest.mark.parametrize(("name", "module"), [("tensorboard", "torch.utils.tensorboard"), ("wandb", "wandb")])
-def test_a_missing_tracker_says_how_to_install_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, module: str
-) -> None:
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ValueError, match=f"pip install {name}"):
-        writer(tmp_path, trackers=(name,))
-
-
-def test_tensorboard_gets_every_finite_number_once_also_after_resuming(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    first = writer(tmp_path, trackers=("tensorboard",))
-    for epoch, reward in enumerate((0.0, 0.25, 0.5)):
-        first.write({"epoch": epoch, "reward/mean": reward, "bad": float("nan")})
-    first.close()
-    second = writer(tmp_path, trackers=("tensorboard",), resume_epoch=2)
-    second.write({"epoch": 2, "reward/mean": 0.75})
-    second.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert events.Tags()["scalars"] == ["reward/mean"]
-    assert [(e.step, e.value) for e in events.Scalars("reward/mean")] == [(0, 0.0), (1, 0.25), (2, 0.75)]
-
-
-class FakeWandb(types.ModuleType):
-    """As much of wandb as the tracker uses."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.ids: list[str] = []
-        self.logged: list[dict[str, Any]] = []
-        self.finished = 0
-
-    def init(self, *, id: str, resume: str, project: str, name: str, dir: str, config: dict[str, Any]) -> FakeWandb:
-        assert (resume, project, name, config) == ("allow", "awm", "test", {"seed": 0})
-        self.ids.append(id)
-        return self
-
-    def define_metric(self, name: str, step_metric: str = "") -> None:
-        pass
-
-    def log(self, values: dict[str, Any]) -> None:
-        self.logged.append(values)
-
-    def finish(self) -> None:
-        self.finished += 1
-
-
-def test_wandb_continues_its_run_when_resuming_and_starts_another_for_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake = FakeWandb()
-    monkeypatch.setitem(sys.modules, "wandb", fake)
-    first = writer(tmp_path, trackers=("wandb",))
-    first.write({"epoch": 0, "a": 1.0, "b": float("nan")})
-    first.close()
-    writer(tmp_path, trackers=("wandb",), resume_epoch=1)
-    writer(tmp_path, trackers=("wandb",))
-    assert fake.ids[0] == fake.ids[1] != fake.ids[2]
-    assert fake.logged == [{"epoch": 0, "a": 1.0}] and fake.finished == 1

@@ -1,0 +1,56 @@
+"""``awm-train --dry_run``: what a run would do and need, without loading weights, asking a server or writing a file."""
+
+from __future__ import annotations
+
+import os
+
+from ml_collections import ConfigDict
+
+from awm.building.objects import DTYPES
+from awm.models.flops import count_costs, module_bytes
+from awm.models.lora import add_lora
+from awm.models.weightless import MissingConfigError, Weightless, load_weightless
+from awm.planning.compute import compute_lines
+from awm.planning.memory import memory_lines
+from awm.planning.plan import Plan, geometry_lines, make_plan
+
+
+def dry_run(config: ConfigDict, world_size: int | None) -> None:
+    """Print the plan of ``config``; under torchrun the first rank does.
+
+    Args:
+        config: the configuration.
+        world_size: ranks to plan for; None for those of torchrun, or one.
+
+    Raises:
+        ValueError: what the run itself would raise before it loads the model.
+    """
+    plan = make_plan(config, world_size or int(os.environ.get("WORLD_SIZE", "1")))
+    if int(os.environ.get("RANK", "0")) != 0:
+        return
+    print("\n".join(geometry_lines(config, plan)), flush=True)
+    pretrained = config.pretrained
+    try:
+        parts = load_weightless(
+            pretrained.model,
+            revision=pretrained.revision,
+            max_sequence_length=pretrained.max_sequence_length,
+            dtype=DTYPES[config.mixed_precision],
+        )
+    except MissingConfigError as error:
+        print(f"\nwithout the model's configuration there are no bytes and operations: {error}")
+        return
+    parts.latent_shape(config.resolution)
+    print("\n".join(["", *memory_and_compute_lines(config, plan, parts)]))
+
+
+def memory_and_compute_lines(config: ConfigDict, plan: Plan, parts: Weightless) -> list[str]:
+    """Bytes per rank and operations per epoch of the model ``parts``, whose transformer gets its adapters here."""
+    frozen = module_bytes(parts.transformer)
+    if config.use_lora:
+        add_lora(parts.transformer, lora_type=config.lora_type, rank=config.lora_rank, alpha=config.lora_alpha, seed=0)
+        parts.transformer.to(parts.autoencoder.dtype)  # autocast computes adapters in the model's precision
+    else:
+        parts.transformer.requires_grad_(True)
+    costs = count_costs(parts, resolution=config.resolution, gradient_checkpointing=config.train.gradient_checkpointing)
+    return [*memory_lines(config, plan, parts, frozen, costs), "", *compute_lines(config, plan, costs)]

@@ -1,0 +1,88 @@
+"""Bytes that a rank needs."""
+
+from __future__ import annotations
+
+import torch
+from ml_collections import ConfigDict
+
+from awm.models.flops import Costs, module_bytes
+from awm.models.lora import count_lora
+from awm.models.weightless import Weightless
+from awm.planning.columns import aligned
+from awm.planning.plan import Plan
+from awm.training.geometry import Geometry
+from awm.training.workload import groups_of
+
+GIB, MIB = 2**30, 2**20
+FLOAT32 = 4  # bytes
+
+
+def memory_lines(config: ConfigDict, plan: Plan, parts: Weightless, frozen: int, costs: Costs) -> list[str]:
+    """What a rank of a DDP run holds, item by item.
+
+    Args:
+        config: the configuration.
+        plan: of its epochs.
+        parts: the model, with its adapters.
+        frozen: bytes of the transformer without them.
+        costs: for what the backward pass keeps.
+    """
+    sizes = plan.sizes
+    text_device = config.pretrained.text_encoder_device
+    encoders = sum(module_bytes(encoder) for encoder in parts.text_encoders)
+    groups = max(len(groups_of(rank, sizes)) for rank in range(sizes.world_size))
+    rows = _rows_of_a_forward(config, sizes)
+    table = [
+        ("transformer" + (", frozen" if config.use_lora else ", cast for computing"), frozen),
+        ("autoencoder", module_bytes(parts.autoencoder)),
+        *([] if text_device else [("text encoders", encoders)]),
+        _trained(config, sizes, parts),
+        (f"latents of {sizes.images_per_rank} images", sizes.images_per_rank * _sample_bytes(config, plan, parts)),
+        (f"embeddings of {groups} prompts", groups * _prompt_bytes(parts)),
+        (f"activations of {rows} training rows, an estimate", rows * costs.saved_bytes),
+    ]  # fmt: skip
+    total = sum(size for _, size in table)
+    table.append(("together, without the libraries' own", total))
+    if text_device:
+        table.append((f"text encoders, on {text_device}", encoders))
+    unit, name = (GIB, "GiB") if total >= GIB else (MIB, "MiB")
+    note = "as DDP holds it; FSDP2 and ZeRO spread weights, gradients and moments over the ranks"
+    cells: list[tuple[str, ...]] = [(what, f"{size / unit:.2f}") for what, size in table]
+    return [f"{name} per rank ({note})", *aligned(cells, numbers=True)]
+
+
+def _trained(config: ConfigDict, sizes: Geometry, parts: Weightless) -> tuple[str, int]:
+    """Everything there is once per trained number, in float32."""
+    numbers = sum(parameter.numel() for parameter in parts.transformer.parameters() if parameter.requires_grad)
+    sets = _weight_sets(config, sizes)
+    what = f"LoRA on {count_lora(parts.transformer)} modules" if config.use_lora else "the transformer"
+    label = f"{what}, {numbers / 1e6:.2f} M numbers: {', '.join(sets)}"
+    return label, int(numbers * FLOAT32 * sum(sets.values()))
+
+
+def _weight_sets(config: ConfigDict, sizes: Geometry) -> dict[str, float]:
+    """What is held of every trained number, in units of a float32."""
+    train = config.train
+    sets = {"current": 1.0, "gradient": 1.0, "anchor": 1.0, "average": 1.0}
+    if train.old_policy == "rollout" and not train.off_policy and sizes.updates_per_epoch > 1:
+        sets["rollout"] = 1.0
+    if not config.use_lora:
+        sets["reference"] = 1.0
+    return sets | ({"8-bit moments": 0.5} if train.use_8bit_adam else {"two moments": 2.0})
+
+
+def _rows_of_a_forward(config: ConfigDict, sizes: Geometry) -> int:
+    images = min(sizes.micro_batch_size, sizes.images_per_rank // sizes.updates_per_pass)
+    return int(images * config.train.train_timesteps * (2 if config.train.cfg else 1))
+
+
+def _sample_bytes(config: ConfigDict, plan: Plan, parts: Weightless) -> int:
+    """x_0, and the states the sampler visited if the objective needs them."""
+    latent = torch.Size(parts.latent_shape(config.resolution)).numel() * FLOAT32
+    return latent * (config.sample.num_steps + 2 if plan.needs_trajectory else 1)
+
+
+def _prompt_bytes(parts: Weightless) -> int:
+    config, tokens = parts.transformer.config, parts.clip_tokens + parts.t5_tokens
+    numbers = tokens * config.joint_attention_dim + config.pooled_projection_dim
+    return int(numbers * parts.transformer.dtype.itemsize)
