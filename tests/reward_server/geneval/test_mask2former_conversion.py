@@ -143,8 +143,9 @@ def test_the_converted_model_is_the_same_function(
     pixels = torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         expected, result = model(pixel_values=pixels), converted(pixel_values=pixels)
-    assert torch.equal(result.class_queries_logits, expected.class_queries_logits)
-    assert torch.equal(result.masks_queries_logits, expected.masks_queries_logits)
+    # Equal weights at other addresses: on some processors the alignment decides which kernel rounds the last bits.
+    for name in ("class_queries_logits", "masks_queries_logits"):
+        torch.testing.assert_close(result[name], expected[name], rtol=1e-5, atol=1e-5)
     assert converted.config.id2label == dict(enumerate(CLASSES))
     assert converted.config.converted_from == "mmdet"
 
