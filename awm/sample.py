@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
+import math
 import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awm.configuration import config_from_json
 from awm.quiet import quiet_libraries
 from awm.registry import nearest
 from awm.validation import SAMPLERS
@@ -124,13 +125,13 @@ def _base(arguments: argparse.Namespace) -> BaseModel:
     file = run_config(arguments.weights_from) if arguments.weights_from else None
     if arguments.model or file is None:
         return BaseModel(arguments.model or "tiny", resolution=arguments.resolution)
-    config = json.loads(file.read_text(encoding="utf-8"))
-    pretrained = config["pretrained"]
+    config = config_from_json(str(file))
+    pretrained = config.pretrained
     return BaseModel(
-        model=pretrained["model"],
-        revision=pretrained["revision"],
-        transformer=pretrained.get("transformer", ""),
-        resolution=arguments.resolution or config["resolution"],
+        model=pretrained.model,
+        revision=pretrained.revision,
+        transformer=pretrained.transformer,
+        resolution=arguments.resolution or config.resolution,
     )
 
 
@@ -139,6 +140,10 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("num_images", "batch_size", "steps"):
         if (value := getattr(arguments, name)) < 1:
             raise ValueError(f"--{name.replace('_', '-')} {value} leaves nothing to draw; give 1 or more.")
+    if arguments.seed < 0:
+        raise ValueError(f"--seed {arguments.seed} is negative; give 0 or more.")
+    if not math.isfinite(arguments.guidance_scale):
+        raise ValueError(f"--guidance-scale {arguments.guidance_scale} is no number to scale by; 1 means no guidance.")
     if not (arguments.prompt or arguments.prompts):
         raise ValueError("nothing to draw; give --prompt TEXT, as often as you like, or --prompts FILE.")
     if arguments.prompts is not None and not arguments.prompts.is_file():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -130,8 +131,8 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _is_checkpoint(path: Path) -> bool:
-    number = path.resolve().name.removeprefix("epoch_")
-    return path.is_dir() and ((path / "manifest.json").is_file() or (len(number) == 6 and number.isdigit()))
+    is_named_so = re.fullmatch(r"epoch_\d{6,}", path.resolve().name) is not None
+    return path.is_dir() and ((path / "manifest.json").is_file() or is_named_so)
 
 
 def _missing(path: Path) -> str:

@@ -126,6 +126,8 @@ def test_weights_of_a_run_bring_their_model_and_size(checkpoint: Path, lora: Pat
         ("x.png", (*RED, "--compare"), "draws with and without weights; say which with --weights-from"),
         ("x.png", (*RED, "--resolution", "33"), "33"),
         ("x.png", (*RED, "--num-images", "0"), "give 1 or more"),
+        ("x.png", (*RED, "--seed", "-1"), "--seed -1 is negative"),
+        ("x.png", (*RED, "--guidance-scale", "nan"), "--guidance-scale nan is no number"),
         ("x.png", (*RED, "--steps", "1", "--sampler", "sa_solver"), "at least 2 sampling steps"),
     ],
 )

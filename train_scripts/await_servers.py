@@ -11,6 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from http.client import HTTPException
 
 PAUSE_S, REPEAT_S = 1.0, 15.0
 # A cluster's HTTP proxy is not meant for its own nodes.
@@ -48,8 +49,11 @@ def why_not_ready(url: str) -> str:
         if error.code != 503:
             sys.exit(f"launch.sh: {url}/readyz answers {error.code}; is this a reward server? Correct REWARD_URLS.")
         return error.read().decode(errors="replace").strip() or "it answers 503"
-    except (OSError, ValueError) as error:
-        return f"no answer ({error})"
+    except (OSError, ValueError, HTTPException) as error:
+        return (
+            f"no answer ({error}); one that other machines may ask was started with --host 0.0.0.0 and "
+            "AWM_REWARD_TOKEN, which is the same here"
+        )
 
 
 if __name__ == "__main__":

@@ -13,15 +13,16 @@
 #   RESUME         1 (default): continue the run of this name if there is one; 0: the configuration decides
 #   REWARD, REWARD_URLS, REWARD_CONFIG, REWARD_GPU, REWARD_WAIT_S   where rewards are computed; see README
 #   VENV, REWARD_VENV   environments of trainer and reward server (default .venv and .venv-reward, by setup_env.sh)
-#   HUGGINGFACE_TOKEN, WANDB_API_KEY   access to the model; logging to wandb if set
+#   HF_TOKEN (or HUGGINGFACE_TOKEN), WANDB_API_KEY   access to the model; logging to wandb if set
 #
-# Everything is printed, and kept in <logdir>/<run_name>/nodes/node_<number>/. Ctrl-C or SIGTERM lets the trainer save
-# and end; once more kills at once. Ends with the trainer's status; with 130 after Ctrl-C.
+# Everything is printed, and kept in <logdir>/<run_name>/nodes/node_<number>/. Ctrl-C, SIGTERM or SIGUSR1 lets the
+# trainer save and end; once more kills at once. Ends with the trainer's status; with 130 after Ctrl-C, and with 0 after
+# another signal before there was anything to save. With --dry_run it only prints what a run would do.
 # shellcheck disable=SC2329  # functions that only traps call
 set -euo pipefail
 ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 cd "$ROOT"
-case ${1:-} in -h | --help) sed -n '2,21s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
+case ${1:-} in -h | --help) sed -n '2,20s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit 0 ;; esac
 VENV=${VENV:-$ROOT/.venv}
 REWARD_VENV=${REWARD_VENV:-$ROOT/.venv-reward}
 source train_scripts/processes.sh
@@ -80,6 +81,13 @@ user_says() {  # a word that begins with $1
   return 1
 }
 
+# What the trainer would do on as many ranks as this would start.
+plan_only() {
+  local -a ranks=()
+  if ! user_says --world; then ranks=(--world_size $((nodes * processes))); fi
+  exec "$VENV/bin/python" -m awm.train "${trainer_words[@]}" "${user_words[@]}" ${ranks[@]+"${ranks[@]}"}
+}
+
 # Tokens under the names that the libraries know; CPU threads shared among the processes.
 prepare_environment() {
   local threads
@@ -98,7 +106,7 @@ open_log() {
   pipe=$(mktemp -d)
   mkfifo "$pipe/log"
   # It must outlive everybody, and go on writing the file when the console is gone.
-  (trap '' INT TERM HUP PIPE; exec tee -a "$1" <"$pipe/log") &
+  (trap '' INT TERM HUP USR1 PIPE; exec tee -a "$1" <"$pipe/log") &
   tee=$!
   exec >"$pipe/log" 2>&1
 }
@@ -110,7 +118,7 @@ marked() {
 
 on_exit() {
   local code=$? pid
-  trap '' INT TERM HUP
+  trap '' INT TERM HUP USR1
   rm -f "${server_url:-}"
   for pid in $trainer $server; do kill -TERM "$pid" 2>/dev/null || true; done
   for (( i = 0; i < 100; i++ )); do
@@ -129,12 +137,15 @@ on_exit() {
 on_signal() {  # $1: name, $2: exit status
   local pid
   if [[ -z $trainer ]]; then
-    echo "SIG$1 before training began" >&2
-    exit "$2"
+    echo "SIG$1 before training began: there is nothing to save" >&2
+    if [[ $1 == INT ]]; then exit "$2"; fi
+    exit 0
   fi
   if [[ -n $received ]]; then
     # Some senders signal a process and then its group, which arrives as two.
     if (( SECONDS - received_at < 2 )); then return 0; fi  # 0: not the status of what was interrupted
+    # SLURM sends the first before the time limit and the second at it, and kills by itself.
+    if [[ $received == USR1 && $1 == TERM ]]; then received=TERM received_at=$SECONDS; return 0; fi
     echo "SIG$1 again: killing everything" >&2
     for pid in $(marked); do kill -KILL "$pid" 2>/dev/null || true; done
     exit "$2"
@@ -155,6 +166,7 @@ check_variables
 choose_engine
 choose_trainer_words "$@"
 prepare_environment
+if user_says --dry_run || user_says --dry-run; then plan_only; fi
 settings=()
 for word in ${user_words[@]+"${user_words[@]}"}; do
   if [[ $word == --config* ]]; then settings+=("$word"); fi  # other words are the trainer's own business
@@ -172,6 +184,7 @@ trap on_exit EXIT
 trap 'on_signal INT 130' INT
 trap 'on_signal TERM 143' TERM
 trap 'on_signal HUP 129' HUP
+trap 'on_signal USR1 138' USR1
 
 echo "== $(date '+%F %T') node $node of $nodes ($HOSTNAME), $processes processes, $engine_file, logs in $logs"
 if [[ -n $scorers && $reward == local && ! -x $REWARD_VENV/bin/awm-reward-server ]]; then
@@ -184,7 +197,8 @@ command=("$VENV/bin/python" train_scripts/launch_ranks.py --config_file "$engine
   --num_machines "$nodes" --machine_rank "$node" --num_processes $((nodes * processes))
   --main_process_ip "$address" --main_process_port "$port" --max_restarts "$restarts")
 # Servers of other nodes may take as long to load as this one's. Only c10d lets several nodes start again together.
-rendezvous=timeout=$((REWARD_WAIT_S + 600)),join_timeout=$((REWARD_WAIT_S + 600))
+patience=$((REWARD_WAIT_S + 600))
+rendezvous=timeout=$patience,join_timeout=$patience
 if (( nodes > 1 && restarts > 0 )); then
   command+=(--rdzv_backend c10d)
   rendezvous+=,is_host=$( (( node == 0 )) && echo true || echo false )
@@ -194,7 +208,11 @@ command+=(--rdzv_conf "$rendezvous" -m awm.train "${trainer_words[@]}" ${reward_
 printf '%q ' "${command[@]}"
 echo
 
-setsid "${command[@]}" &
+if (( nodes > 1 )); then
+  if (( node == 0 )); then awaited="the other nodes"; else awaited="node 0"; fi
+  echo "Waiting for $awaited at $address:$port, up to $((patience / 60)) min"
+fi
+(trap '' USR1; exec setsid "${command[@]}") &  # the ranks get SIGTERM in its place, once
 trainer=$!
 while is_running "$trainer"; do
   keep_server_running
@@ -202,6 +220,7 @@ while is_running "$trainer"; do
 done
 end_of "$trainer"
 trainer=''
-if [[ $received == INT && $status == 0 ]]; then status=130; fi
+# 143: they were stopped before they could be told how.
+if [[ $received == INT && ( $status == 0 || $status == 143 ) ]]; then status=130; fi
 echo "== node $node: the trainer ended with status $status; logs in $logs"
 exit "$status"

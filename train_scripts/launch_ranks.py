@@ -5,7 +5,8 @@
 torchrun, which Accelerate runs, answers SIGTERM by killing ranks that are still saving after 30 seconds, and ends with
 1 whatever they said. Here SIGTERM and SIGINT reach every rank once, as SIGTERM, and nothing more happens: the ranks
 save and end, and this process ends with them. Its status is 0, or that of the rank that failed first (128 + the number
-of the signal that killed it).
+of the signal that killed it). A signal before any rank was started ends it with 0, since nothing is lost, and one
+between two starts with 143, since ranks have died.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -25,7 +27,7 @@ from types import FrameType
 
 import psutil
 
-STOPPED_BEFORE_START = 128 + signal.SIGTERM
+STOPPED_BETWEEN_STARTS = 128 + signal.SIGTERM
 LOOK_S = 0.2
 PR_SET_PDEATHSIG = 1  # of <linux/prctl.h>
 
@@ -48,9 +50,12 @@ def take_note(signum: int, frame: FrameType | None) -> None:
 
 
 def _relay(reading: int) -> None:
+    started = False
+    while not (started or select.select([reading], [], [], LOOK_S)[0]):
+        started = bool(psutil.Process().children())
     os.read(reading, 1)
     if not psutil.Process().children():
-        os._exit(STOPPED_BEFORE_START)
+        os._exit(STOPPED_BETWEEN_STARTS if started else 0)
     told: set[int] = set()
     while True:
         for child in psutil.Process().children():

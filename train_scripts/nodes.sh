@@ -3,9 +3,10 @@
 #   nodes, node       number of nodes; number of this one, from 0
 #   address, port     of node 0, for the ranks to meet; the port is 0 (any free one) if there is only one node
 # from the variables that people and clusters set, in this order of preference:
-#   NNODES, WORLD_SIZE, SLURM_NNODES    number of nodes
-#   NODE_RANK, RANK, SLURM_NODEID       number of this node
-#   MASTER_ADDR, MASTER_PORT            address of node 0 (SLURM: first host of SLURM_JOB_NODELIST), port (29500)
+#   NNODES, WORLD_SIZE, SLURM_STEP_NUM_NODES, SLURM_NNODES     number of nodes; a step may have fewer than its job
+#   NODE_RANK, RANK, SLURM_NODEID                              number of this node
+#   MASTER_ADDR, SLURM_STEP_NODELIST, SLURM_JOB_NODELIST       address of node 0, in lists the first host
+#   MASTER_PORT                                                its port (29500)
 
 fail() {  # one message per mistake: what was found, what is valid, what to type
   printf '%s: %s\n' "${0##*/}" "$*" >&2
@@ -34,7 +35,7 @@ _number_of_nodes() {
   fi
   nodes=${NNODES:-${WORLD_SIZE:-}}
   if [[ -z $nodes ]]; then
-    nodes=${SLURM_NNODES:-1}
+    nodes=${SLURM_STEP_NUM_NODES:-${SLURM_NNODES:-1}}
     _check_slurm_step
   fi
 }
@@ -45,9 +46,9 @@ _check_slurm_step() {
     fail "SLURM gave this job $nodes nodes, but this runs on one of them only. Type" \
       "srun --ntasks-per-node=1 bash $0 to run it on each, or NNODES=1 bash $0 to train on this node alone."
   fi
-  if [[ -n ${SLURM_STEP_NUM_TASKS:-} ]] && (( SLURM_STEP_NUM_TASKS != ${SLURM_STEP_NUM_NODES:-$nodes} )); then
-    fail "SLURM started this $SLURM_STEP_NUM_TASKS times on ${SLURM_STEP_NUM_NODES:-$nodes} nodes; it must run once" \
-      "per node. Type srun --ntasks-per-node=1 bash $0"
+  if [[ -n ${SLURM_STEP_NUM_TASKS:-} ]] && (( SLURM_STEP_NUM_TASKS != nodes )); then
+    fail "SLURM started this $SLURM_STEP_NUM_TASKS times on $nodes nodes; it must run once per node. Type" \
+      "srun --ntasks-per-node=1 bash $0"
   fi
 }
 
@@ -75,24 +76,28 @@ _meeting_point() {
   fi
   address=${MASTER_ADDR:-} port=${MASTER_PORT:-29500}
   if [[ -n $address ]]; then return; fi
-  [[ -n ${SLURM_JOB_NODELIST:-} ]] ||
+  local list=SLURM_STEP_NODELIST
+  if [[ -z ${!list:-} ]]; then list=SLURM_JOB_NODELIST; fi
+  [[ -n ${!list:-} ]] ||
     fail "there are $nodes nodes, but MASTER_ADDR is not set. Set it on all of them to the host name or IP address of" \
       "node 0: MASTER_ADDR=HOST NNODES=$nodes NODE_RANK=$node bash $0"
   command -v scontrol >/dev/null ||
-    fail "SLURM_JOB_NODELIST=$SLURM_JOB_NODELIST, but there is no scontrol here to read it (inside a container?)." \
+    fail "$list=${!list}, but there is no scontrol here to read it (inside a container?)." \
       "Type MASTER_ADDR=HOST bash $0 with the first host of that list."
-  address=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
-  [[ -n $address ]] || fail "scontrol names no host for SLURM_JOB_NODELIST=$SLURM_JOB_NODELIST; set MASTER_ADDR."
+  address=$(scontrol show hostnames "${!list}" | head -n 1)
+  [[ -n $address ]] || fail "scontrol names no host for $list=${!list}; set MASTER_ADDR."
 }
 
 _whole() {  # the variable $1 is not set, or a whole number from $2
   local value=${!1:-}
-  if [[ -n $value ]] && { [[ ! $value =~ ^[0-9]{1,6}$ ]] || (( 10#$value < $2 )); }; then
+  if [[ -z $value ]]; then return; fi
+  if [[ ! $value =~ ^[0-9]{1,6}$ ]] || (( 10#$value < $2 )); then
     fail "$1=$value; it must be a whole number from $2."
   fi
+  printf -v "$1" %d "$((10#$value))"  # 08 would be read as octal
 }
 
-# GPUs that a process started here would see; 1 process on a machine without.
+# GPUs that a process started here would see; 1 process on a machine without. Containers may lack nvidia-smi.
 gpus_of_this_node() {
   if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
     local -a gpus=()
@@ -103,6 +108,6 @@ gpus_of_this_node() {
     count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
     echo $(( count > 0 ? count : 1 ))
   else
-    echo 1
+    "$VENV/bin/python" -c 'import torch; print(max(torch.cuda.device_count(), 1))'
   fi
 }

@@ -11,7 +11,10 @@ url='' status=0
 # $server_url once it is ready. It ends by itself if this script is killed.
 start_server() {
   rm -f "$server_url"
-  setsid "$1/bin/awm-reward-server" "${@:2}" --url-file "$server_url" --exit-with-parent >>"$server_log" 2>&1 &
+  (
+    trap '' USR1  # launch.sh answers it; some schedulers send it to every process
+    exec setsid "$1/bin/awm-reward-server" "${@:2}" --url-file "$server_url" --exit-with-parent
+  ) >>"$server_log" 2>&1 &
   server=$!
 }
 

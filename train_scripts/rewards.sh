@@ -23,7 +23,8 @@ check_reward_variables() {
       fail "REWARD_URLS=$REWARD_URLS; expected URLs with commas between them: http://a:18080,http://b:18080"
     reward=urls
   fi
-  [[ ${REWARD_WAIT_S:=1800} =~ ^[0-9]{1,6}$ ]] || fail "REWARD_WAIT_S=$REWARD_WAIT_S; it must be a number of seconds."
+  : "${REWARD_WAIT_S:=1800}"
+  _whole REWARD_WAIT_S 0
 }
 
 # What the scorers in $1 (separated by spaces) need: reward_words, and a server on this node if it is to be here.

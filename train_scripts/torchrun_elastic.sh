@@ -9,8 +9,10 @@
 #   MAX_RESTARTS   how often (default 3); the other variables are those of launch.sh
 #
 # What it runs on each node, without the reward server, logs and signals of launch.sh, is
-#   torchrun --nnodes 4 --nproc_per_node 8 --max_restarts 3 --rdzv_backend c10d --rdzv_endpoint HOST:29500 \
+#   TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --nnodes 4 --nproc_per_node 8 --max_restarts 3 \
+#     --rdzv_backend c10d --rdzv_endpoint HOST:29500 \
 #     -m awm.train --config config/awm.py:geneval_sd3_no_cfg_4nodes --config.resume_from=auto
+# The variable lets the ranks that are started again meet in a new store; in the old one are addresses of dead ranks.
 set -euo pipefail
 export CONFIG=${CONFIG:-config/awm.py:geneval_sd3_no_cfg_4nodes} MAX_RESTARTS=${MAX_RESTARTS:-3} RESUME=1
 exec bash "$(dirname "${BASH_SOURCE[0]}")/launch.sh" "$@"

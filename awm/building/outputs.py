@@ -89,6 +89,7 @@ def build_outputs(
         keep_last=config.num_checkpoint_limit,
         schedule=Schedule(config.num_epochs, config.save_freq, config.eval_freq),
         grid_rows=_grid_rows(sizes),
+        sizes=sizes,
         limits=Limits(**config.guardrails.to_dict()),
         constants={"lora/modules": count_lora(policy.model.transformer)} if config.use_lora else {},
         stop=stop,
@@ -100,10 +101,10 @@ def _summary(config: ConfigDict, run: Path, policy: Policy, distributed: Distrib
     millions = sum(parameter.numel() for parameter in policy.trainable_parameters()) / 1e6
     adapted = f"LoRA on {count_lora(policy.model.transformer)} modules" if config.use_lora else "all weights"
     trained = f"{adapted}, {millions:.2f} M parameters"
-    ranks = f"{sizes.world_size} rank" + ("s" if sizes.world_size > 1 else "")
+    ranks = f"{sizes.world_size} ranks ({distributed.engine.name})" if sizes.world_size > 1 else "1 process"
     return (
         f"{run}: {trained} | {sizes.images} images per epoch ({sizes.num_prompts} prompts x "
-        f"{sizes.images_per_prompt}), {sizes.updates_per_epoch} optimizer steps | {ranks} ({distributed.engine.name})"
+        f"{sizes.images_per_prompt}), {sizes.updates_per_epoch} optimizer steps | {ranks}"
     )
 
 

@@ -16,9 +16,11 @@ from awm.training.checkpoint import (
     verify,
 )
 from awm.training.distributed import Distributed
+from awm.training.geometry import Geometry
 from awm.training.leftovers import clear_leftovers, set_damaged_aside
 
-# May differ between a checkpoint and the run that continues it: none of them changes what is computed.
+# May differ between a checkpoint and the run that continues it: none of them changes what is computed, or
+# _check_same_sizes notices.
 OPERATIONAL_KEYS = (
     *("run_name", "logdir", "num_epochs", "save_freq", "eval_freq", "num_checkpoint_limit", "resume_from", "trackers"),
     *("sample.train_batch_size", "sample.test_batch_size", "sample.num_batches_per_epoch", "train.batch_size"),
@@ -28,13 +30,16 @@ OPERATIONAL_KEYS = (
 OPERATIONAL_SECTIONS = ("evaluation.", "guardrails.", "reward_server.")
 
 
-def resume_state(run: Path, resume_from: str, config: Mapping[str, Any], distributed: Distributed) -> RunState | None:
+def resume_state(
+    run: Path, resume_from: str, config: Mapping[str, Any], sizes: Geometry, distributed: Distributed
+) -> RunState | None:
     """The state to continue from, or None for a new run, which must not overwrite another.
 
     Args:
         run: the run folder.
         resume_from: "" for a new run, "auto" for the newest whole checkpoint of ``run`` if there is one, or a path.
         config: the resolved configuration of this run.
+        sizes: of its epochs.
         distributed: the ranks; all get the same answer. A collective.
 
     Raises:
@@ -51,6 +56,7 @@ def resume_state(run: Path, resume_from: str, config: Mapping[str, Any], distrib
         return None
     state, saved = read_checkpoint(path)
     _check_same_experiment(saved, config, path)
+    _check_same_sizes(state.sizes, sizes, path)
     if distributed.is_main:
         print(f"Continuing from {path}: {state.epoch} epochs, {state.step} optimizer steps.")
     return state
@@ -105,6 +111,18 @@ def _refuse_to_overwrite(run: Path, path: Path | None, distributed: Distributed)
         f"{run} already holds a run, and {path} is not its newest checkpoint. Continue that run with "
         f"--config.resume_from=auto, or branch off from the checkpoint with another --config.run_name."
     )
+
+
+def _check_same_sizes(before: Mapping[str, int], sizes: Geometry, path: Path) -> None:
+    """Batch sizes may change, unless prompts or updates per epoch follow from them (or from the number of ranks)."""
+    now = sizes.experiment
+    changed = [f"{name}: {before[name]} there, {now[name]} now" for name in before if before[name] != now.get(name)]
+    if changed:
+        raise CheckpointError(
+            f"{path} is of a run with other sizes ({'; '.join(changed)}), which follow from batches, accumulation "
+            f"steps or ranks here. Set sample.num_prompts_per_epoch and train.updates_per_inner_epoch to what they "
+            f"were, and unset the keys they follow from."
+        )
 
 
 def _check_same_experiment(saved: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> None:

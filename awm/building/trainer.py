@@ -31,17 +31,18 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
         ValueError, RewardError, CheckpointError: before the model is loaded.
     """
     validate(config)
+    _check_engine(config, distributed)
     sizes = geometry(config, distributed.world_size)
     train_prompts = load_train_prompts(config, sizes)
     test_prompts = load_prompts(config.dataset, "test", config.prompt_fn) if config.eval_freq else None
     run, resolved = Path(config.logdir) / config.run_name, config_to_dict(config)
-    resume = resume_state(run, config.resume_from, resolved, distributed)
+    resume = resume_state(run, config.resume_from, resolved, sizes, distributed)
     objective = build_objective(config)
     reward = build_reward(config, stop.requested)
     reward.check()
     check_equal_servers(reward, distributed, allow_changed_scorer=config.reward_server.allow_changed_scorer)
 
-    policy = build_policy(config, distributed.device, distributed.engine.shard)
+    policy = build_policy(config, distributed.device, distributed.shard)
     optimizer: torch.optim.Optimizer = build_optimizer(config, policy)
     policy.model.transformer, optimizer = distributed.prepare(policy.model.transformer, optimizer)
     if resume is not None:
@@ -87,6 +88,14 @@ def load_train_prompts(config: ConfigDict, sizes: Geometry) -> PromptSet:
             f"lower sample.num_prompts_per_epoch or add prompts."
         )
     return prompts
+
+
+def _check_engine(config: ConfigDict, distributed: Distributed) -> None:
+    if config.train.use_8bit_adam and distributed.engine.cuts_optimizer_state:
+        raise ValueError(
+            f"train.use_8bit_adam=True keeps its state in blocks that {distributed.engine.name} cannot cut; use DDP, "
+            f"or set it to False."
+        )
 
 
 def _rollout(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from awm.held_out.items import Item
-from awm.held_out.records import SCORES
+from awm.held_out.records import PARTS, SCORES
 
 FILE = "evaluation.json"
 LABELS = ("label",)  # for people, no part of the identity
@@ -30,8 +30,9 @@ def claim(out: Path, identity: Mapping[str, Any]) -> None:
     """
     file = out / FILE
     if not file.exists():
-        if (out / SCORES).exists():
-            raise ValueError(f"{out} holds {SCORES} of something else; choose another --out.")
+        for name in (SCORES, PARTS):
+            if (out / name).exists():
+                raise ValueError(f"{out} holds {name} of something else; choose another --out.")
         out.mkdir(parents=True, exist_ok=True)
         temporary = file.with_suffix(".tmp")
         temporary.write_text(json.dumps(identity, indent=2) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from awm.building import build_model, build_reward, build_sampler
+from awm.building.equal_servers import check_equal_servers
 from awm.configuration import copy_config
 from awm.data.prompts import load_prompts, read_prompts
 from awm.drawing import Drawing
@@ -61,8 +62,7 @@ class HeldOutRun:
         self.items = evaluation_items(prompts, options.num_images_per_prompt, options.max_prompts)
         wanted = len(self.items) if arguments.num_saved_images is None else arguments.num_saved_images
         self.saved = frozenset(spaced(len(self.items), wanted))
-        path = arguments.weights_from or (Path(config.train.lora_path) if config.train.lora_path else None)
-        self.located = on_main(self.distributed, lambda: self._prepare(path, arguments))
+        self.located = on_main(self.distributed, lambda: self._prepare(arguments.weights_from, arguments))
         self.passes = [(self.out, self.located)]
         if arguments.baseline and self.located is not None:
             self.passes.insert(0, (self.out / BASE, None))
@@ -122,6 +122,8 @@ class HeldOutRun:
     def _score(self, complete: Sequence[bool]) -> None:
         reward = build_reward(self.config, self.stop.requested)
         on_all(self.distributed, reward.check)
+        allowed = self.config.reward_server.allow_changed_scorer
+        check_equal_servers(reward, self.distributed, allow_changed_scorer=allowed)
         weights = None if self.located is None else self.located.weights
         full = not self.config.use_lora if weights is None else weights.kind == "transformer" and weights.is_float32
         model = build_model(self.config, self.distributed.device, full_precision=full)
@@ -137,8 +139,8 @@ class HeldOutRun:
         config, parts = self.config, PartFiles(folder)
         done, launch = on_main(self.distributed, lambda: (parts.read(), parts.next_launch()))
         todo = batches(self.items, config.sample.test_batch_size, done)
+        on_main(self.distributed, lambda: (folder / IMAGES).mkdir(parents=True, exist_ok=True))
         if self.distributed.is_main:
-            (folder / IMAGES).mkdir(parents=True, exist_ok=True)
             already = f", {len(done)} of them scored already" if done else ""
             print(f"{label}: {len(self.items)} images{already}", flush=True)
         writer = on_all(self.distributed, lambda: parts.writer(launch, self.distributed.rank))
@@ -167,8 +169,8 @@ class HeldOutRun:
                 f"stopped; {len(done) + len(new)} of {len(self.items)} images are scored. The same command continues.",
                 self.stop.exit_code,
             )
+        on_main(self.distributed, lambda: write_records(folder, [*done.values(), *new]))
         if self.distributed.is_main:
-            write_records(folder, [*done.values(), *new])
             parts.remove()
 
 

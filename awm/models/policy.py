@@ -160,21 +160,8 @@ class Policy:
             torch._foreach_copy_(self._tensors(name), parts)
         forget_gathered(self._transformer)
 
-    def save(self, folder: Path, name: WeightSet) -> None:
-        """Write one set: a LoRA folder for ``load_lora_weights``, or ``transformer/`` for ``from_pretrained``.
-
-        A collective if the parameters are sharded; ``export`` writes what ``state_dict`` gave without one.
-
-        Raises:
-            ValueError: for the reference of a LoRA run, which is the pre-trained model itself.
-        """
-        if self._use_lora and name == "reference":
-            raise ValueError("With LoRA the reference is the pre-trained model; there is no adapter to save.")
-        parts = zip(self._names, self._tensors(name), self._parameters, strict=True)
-        self.export(folder, {key: whole(weight, parameter).cpu() for key, weight, parameter in parts})
-
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
-        """Write one set of ``state_dict()`` as plain diffusers loads it: see ``save``."""
+        """Write one set of ``state_dict()``: a LoRA for ``load_lora_weights``, or ``transformer/``."""
         if self._use_lora:
             save_lora(self._transformer, folder, weights)
         else:
@@ -203,6 +190,9 @@ class Policy:
         if self._sharded:
             torch._foreach_copy_(self._live(), weights)
             forget_gathered(self._transformer)
+            if weights is self._current and weights[0].is_cuda:
+                # A backward that comes next gathers on a stream of its own, which would not wait for this copy.
+                torch.cuda.current_stream().synchronize()
             return
         for parameter, weight in zip(self._parameters, weights, strict=True):
             parameter.data = weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -10,6 +11,7 @@ from awm.building.objects import build_objective, build_sampler
 from awm.building.trainer import load_train_prompts
 from awm.data.prompts import load_prompts
 from awm.held_out.items import evaluation_items
+from awm.models.weights import find_transformer, find_weights
 from awm.planning.columns import aligned
 from awm.training.geometry import Geometry
 from awm.training.workload import Rows, sampling_rows, shared_groups, training_rows
@@ -48,6 +50,7 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
     validate(config)
     sizes = geometry(config, world_size)
     prompts = load_train_prompts(config, sizes)
+    _check_start(config)
     held_out = 0
     if config.eval_freq:
         options, test = config.evaluation, load_prompts(config.dataset, "test", config.prompt_fn)
@@ -65,6 +68,14 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
         needs_trajectory=objective.needs_trajectory,
         train_prompts=len(prompts),
     )
+
+
+def _check_start(config: ConfigDict) -> None:
+    """The weights the run starts from are there."""
+    if config.pretrained.transformer:
+        find_transformer(config.pretrained.transformer, config.pretrained.model, config.pretrained.revision)
+    if config.train.lora_path and find_weights(Path(config.train.lora_path)) is None:
+        raise ValueError(f"train.lora_path={config.train.lora_path} holds no LoRA; give the folder that contains it.")
 
 
 def geometry_lines(config: ConfigDict, plan: Plan) -> list[str]:

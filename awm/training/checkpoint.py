@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class RunState:
         policy: weight sets.
         optimizer: optimizer state.
         scaler: fp16 gradient scaler state.
+        sizes: of an epoch and its updates, which stay as they are for the life of a run.
     """
 
     epoch: int
@@ -43,6 +44,7 @@ class RunState:
     policy: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any] | None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def save_checkpoint(folder: Path, state: RunState, policy: Policy, config: Mapping[str, Any], keep_last: int) -> Path:
@@ -94,7 +96,9 @@ def read_checkpoint(path: Path) -> tuple[RunState, dict[str, Any]]:
         values = torch.load(path / STATE, map_location="cpu", weights_only=True, mmap=True)
         config = json.loads((path / "config.json").read_text())
     except (OSError, RuntimeError, ValueError) as error:
-        raise CheckpointError(f"cannot read the checkpoint {path}: {error}") from error
+        raise CheckpointError(
+            f"cannot read the checkpoint {path}: {error}. The run folder must be on a file system that all nodes share."
+        ) from error
     return RunState(**values), config
 
 

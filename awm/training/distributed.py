@@ -16,7 +16,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor, nn
 
-from awm.training.engines import Engine, choose_engine
+from awm.training.engines import Engine, check_installed, choose_engine
 
 # Ranks wait for one that saves a large checkpoint, or whose reward server is being restarted. A rank that is gone is
 # noticed at once by its closed connection, so that a long limit delays nothing.
@@ -42,6 +42,7 @@ class Distributed:
     """
 
     def __init__(self, mixed_precision: str = "no") -> None:
+        check_installed()
         # Buffers never change in these models, and broadcasting them would hide a collective in every forward,
         # also in those that not all ranks run equally often.
         ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -67,8 +68,17 @@ class Distributed:
         """Whether ranks must run equally many forwards, also without gradient."""
         return self.world_size > 1 and self.engine.forwards_are_collective
 
+    def shard(self, module: nn.Module) -> None:
+        """Spread the parameters over the ranks if the engine does so; the ranks meet here after loading.
+
+        They wait for each other over gloo, since one node may have had to download the model, and NCCL, whose first
+        words follow, gives up after ten minutes.
+        """
+        self.any(False)
+        self.engine.shard(module)
+
     def prepare(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[nn.Module, torch.optim.Optimizer]:
-        """Wrap for training on all ranks; ``engine.shard(module)`` comes before the optimizer is made."""
+        """Wrap for training on all ranks; ``shard(module)`` comes before the optimizer is made."""
         return self.engine.prepare(module, optimizer)
 
     def accumulating(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
@@ -87,12 +97,16 @@ class Distributed:
         return self.engine.clip_grad_norm(parameters, max_norm)
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Whole tensors on the CPU, whatever the engine and the number of ranks; a collective."""
+        """For the main rank to write: whole tensors, whatever the engine and the number of ranks; a collective."""
         return self.engine.optimizer_state(optimizer)
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Restore what ``optimizer_state`` gave, on this engine and number of ranks."""
         self.engine.load_optimizer_state(optimizer, state)
+
+    def weights_were_set(self) -> None:
+        """To be told when weights were changed other than by the optimizer's step."""
+        self.engine.weights_were_set()
 
     def step_was_skipped(self) -> bool:
         """True if the fp16 scaler found an overflow and left the weights alone."""

@@ -26,22 +26,26 @@ def end(error: Exception, liveness: Liveness | None, stop: StopRequest) -> NoRet
     """Report ``error`` on standard error and to the other ranks, and end this process with a status that is not 0.
 
     A user's mistake is one message, however many ranks make it; a collective that broke because another process
-    died is one line that names it; anything else is a traceback. Objects are not cleaned up: communicators may wait
-    forever for ranks that are gone.
+    died is one line that names it; anything else is a traceback, and one line on the ranks that fail alike. Objects
+    are not cleaned up: communicators may wait forever for ranks that are gone.
     """
     _ignore_signals()
     rank = liveness.rank if liveness else int(os.environ.get("RANK", 0))
     if liveness and is_lost_contact(error):
-        if lost := liveness.lost_contact():
-            _say(f"rank {rank}: lost contact with another rank; {first_line(lost)}")
+        if liveness.lost_contact():
+            liveness.explain("lost contact with another rank")
             leave(1)
         if stop.requested.is_set():  # while the model was loaded, another rank left first
             leave(stop.exit_code, liveness)
     if isinstance(error, MISTAKES if stop.at_once else TOLD):
         leave(report(error, liveness))
-    _say(f"rank {rank} failed:\n{''.join(traceback.format_exception(type(error), error, error.__traceback__))}")
+    text = f"{type(error).__name__}: {error}"
     if liveness:
-        liveness.fail(f"{type(error).__name__}: {error}")
+        liveness.fail(text)
+    if liveness and liveness.already_said(text, alike=True):
+        _say(f"rank {rank} failed, too: {first_line(text)}")
+    else:
+        _say(f"rank {rank} failed:\n{''.join(traceback.format_exception(type(error), error, error.__traceback__))}")
     leave(1)
 
 
@@ -64,13 +68,18 @@ def report(error: Exception, liveness: Liveness | None, more: str = "") -> int:
 def leave(status: object, liveness: Liveness | None = None) -> NoReturn:
     """End this process now, with 1 for a status that is no number.
 
-    Threads that wait for a slow server, or communicators for dead ranks, do not keep it.
+    Threads that wait for a slow server, or communicators for dead ranks, do not keep it. A launcher answers the death
+    of one rank with SIGTERM for others: that is no good end, and 0 becomes 1.
     """
+    code = status if isinstance(status, int) else 1
     if liveness:
+        if code == 0 and liveness.lost_contact(patience_s=0):
+            liveness.explain()
+            code = 1
         liveness.close()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status if isinstance(status, int) else 1)
+    os._exit(code)
 
 
 def is_lost_contact(error: BaseException) -> bool:

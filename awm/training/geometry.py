@@ -28,6 +28,16 @@ class Geometry:
     num_passes: int
 
     @property
+    def experiment(self) -> dict[str, int]:
+        """What the numbers of a run depend on; the other sizes only say how the work is cut."""
+        return {
+            "prompts per epoch": self.num_prompts,
+            "images per prompt": self.images_per_prompt,
+            "updates per pass": self.updates_per_pass,
+            "passes": self.num_passes,
+        }
+
+    @property
     def images(self) -> int:
         """Images per epoch over all ranks."""
         return self.num_prompts * self.images_per_prompt

@@ -45,7 +45,7 @@ def breaches(metrics: Mapping[str, float | int | None], limits: Limits) -> dict[
             f"reward server's log names them. The run stops above reward_server.max_invalid_fraction."
         )
     ratio = metrics.get("velocity_norm_ratio")
-    if ratio is not None and not limits.velocity_norm_low <= ratio <= limits.velocity_norm_high:
+    if ratio is not None and (ratio < limits.velocity_norm_low or ratio > limits.velocity_norm_high):
         found["velocity_norm_ratio"] = (
             f"the velocity is {ratio:.2f} times as long as the pre-trained model's (guardrails.velocity_norm_low="
             f"{limits.velocity_norm_low:g}, velocity_norm_high={limits.velocity_norm_high:g}), which comes before "

@@ -11,10 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 CONNECT_S = 5.0
+ANSWER_S = 10.0
 SEND_S = 5.0
-LONGEST_LINE = 1 << 16
-# A host that vanishes without a word (power, network) is given up after 10 + 6 * 5 = 40 seconds.
-KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 40_000}
+LONGEST_LINE = 1 << 17
+STRANGERS_LINE = 1 << 10
+# A host that vanishes without a word (power, network) is given up after 30 + 6 * 15 = 120 seconds.
+KEEPALIVE = {"TCP_KEEPIDLE": 30, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 6, "TCP_USER_TIMEOUT": 120_000}
+LOOPBACK = ("127", "::1", "localhost")  # up to the first dot
 
 Message = dict[str, Any]
 
@@ -44,21 +47,22 @@ class Link:
     def send(self, message: Message) -> None:
         """Say something; one that cannot hear it any more is noticed when reading."""
         with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            self._socket.sendall(_line(message))
 
     def receive(self) -> list[Message] | None:
         """What has arrived, when there is something to read; None at the end of the connection."""
+        longest = LONGEST_LINE if self.rank >= 0 else STRANGERS_LINE
         try:
-            data = self._socket.recv(LONGEST_LINE)
+            data = self._socket.recv(longest)
         except OSError:
             return None
         lines = (self._unread + data).split(b"\n")
         self._unread = lines.pop()
-        if not data or len(self._unread) > LONGEST_LINE:
+        if not data or any(len(line) > longest for line in (*lines, self._unread)):
             return None
         try:
             messages = [json.loads(line) for line in lines]
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return messages if all(isinstance(message, dict) for message in messages) else None
 
@@ -81,15 +85,43 @@ def own_addresses(*, this_node_only: bool) -> list[str]:
     if this_node_only:
         return ["127.0.0.1"]
     master = os.environ.get("MASTER_ADDR", "")
-    return list(dict.fromkeys(a for a in (_towards(master), socket.getfqdn(), socket.gethostname(), master) if a))
+    known = (_towards(master), socket.getfqdn(), socket.gethostname(), master)
+    return list(dict.fromkeys(a for a in known if a and a.split(".")[0] not in LOOPBACK))
 
 
-def connect(addresses: Sequence[str], port: int) -> socket.socket | None:
-    """A connection to the first address that accepts one."""
+def connect(addresses: Sequence[str], port: int, hello: Message) -> socket.socket | None:
+    """A connection to the first address where ``hello``, with its "nonce", is answered by ``welcome``.
+
+    Other programs may listen on this port where an address means another machine than meant.
+    """
     for address in addresses:
         with contextlib.suppress(OSError):
-            return socket.create_connection((address, port), timeout=CONNECT_S)
+            connection = socket.create_connection((address, port), timeout=CONNECT_S)
+            if _welcomed(connection, hello):
+                return connection
+            connection.close()
     return None
+
+
+def welcome(nonce: str) -> Message:
+    """What the main rank answers."""
+    return {"kind": "welcome", "nonce": nonce}
+
+
+def _welcomed(connection: socket.socket, hello: Message) -> bool:
+    connection.settimeout(ANSWER_S)
+    expected, answer = _line(welcome(hello["nonce"])), b""
+    with contextlib.suppress(OSError):
+        connection.sendall(_line(hello))
+        while expected.startswith(answer) and answer != expected and (byte := connection.recv(1)):
+            answer += byte  # byte by byte, since what comes after the answer is for later
+        if answer != expected:
+            connection.sendall(_line(hello | {"kind": "bye"}))  # one that was only slow is not to miss this rank
+    return answer == expected
+
+
+def _line(message: Message) -> bytes:
+    return json.dumps(message).encode() + b"\n"
 
 
 def _towards(host: str) -> str:

@@ -19,6 +19,7 @@ from awm.training.checkpoint import CheckpointError, RunState, save_checkpoint
 from awm.training.console import epoch_line, print_epoch
 from awm.training.distributed import Distributed
 from awm.training.evaluation import Evaluation, summarise, write_scores
+from awm.training.geometry import Geometry
 from awm.training.guardrails import Guardrails, Limits, breaches
 from awm.training.metrics import MetricsWriter
 from awm.training.progress import Pace, RunProgress
@@ -60,6 +61,7 @@ class RunOutputs:
         keep_last: int,
         schedule: Schedule,
         grid_rows: list[int],
+        sizes: Geometry,
         limits: Limits,
         constants: Mapping[str, float],
         stop: StopRequest,
@@ -68,7 +70,7 @@ class RunOutputs:
         self.evaluations, self.metrics, self.config, self.keep_last = evaluations, metrics, config, keep_last
         self.num_epochs, self.grid_rows, self.constants, self.stop = schedule.num_epochs, grid_rows, constants, stop
         self.bars, self.pace = RunProgress(schedule.num_epochs, distributed.is_main), Pace(schedule)
-        self.guardrails = Guardrails(limits)
+        self.guardrails, self.sizes = Guardrails(limits), sizes
         self.saved_epoch = -1
         self.save_s: dict[str, float] = {}  # of the checkpoint before the epoch that is logged next
 
@@ -159,6 +161,7 @@ class RunOutputs:
             policy=self.policy.state_dict(keep=self.distributed.is_main),
             optimizer=self.distributed.optimizer_state(self.optimizer),
             scaler=self.distributed.scaler_state(),
+            sizes=self.sizes.experiment,
         )
         if self.distributed.is_main:
             try:

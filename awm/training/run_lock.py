@@ -14,13 +14,17 @@ from pathlib import Path
 from awm.training.distributed import Distributed
 
 NAME = ".lock"
-PATIENCE_S = 60.0  # an orphan of a killed launcher may still be saving
+# An orphan of a killed launcher may still be saving; and a file server keeps the lock of a machine that is gone until
+# its lease ends, with NFS 4 after about 90 seconds.
+PATIENCE_S = 150.0
 POLL_S = 0.5
 
 
 @contextmanager
 def run_lock(run: Path, distributed: Distributed) -> Iterator[None]:
-    """Inside the block no other job writes to ``run``; the system ends the lock with the process, however it dies.
+    """Inside the block no other job writes to ``run``.
+
+    The lock ends with the process, however it dies; if its whole machine goes, when the file server notices.
 
     Args:
         run: the run folder; made if missing.

@@ -18,6 +18,18 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 SAME_REQUEST_S = 1.0  # a terminal and a launcher may both deliver the same request
 
 
+def signal_numbers() -> int:
+    """A file to read from, which gets one byte, the number, for every signal that has a handler in Python.
+
+    The handler itself waits until the main thread comes back to Python: not while it is in a collective operation.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # a child's signals are its own
+    return reading
+
+
 class StopRequestedError(Exception):
     """The run was asked to stop and has saved what it had.
 
@@ -72,10 +84,14 @@ class StopRequest:
 
     def relay(self, number: int) -> None:
         """Act as if this process had been sent a signal that another one received; from any thread."""
-        self.requested.set()
-        self._interrupted |= number == signal.SIGINT
+        self.note(number)
         self._relaying = True
         os.kill(os.getpid(), number)
+
+    def note(self, number: int) -> None:
+        """A signal has come, whose handler may have to wait for the main thread; from any thread."""
+        self.requested.set()
+        self._interrupted |= number == signal.SIGINT
 
     def agreed(self) -> bool:
         """True on every rank if any rank was asked to stop. A collective."""
@@ -84,7 +100,7 @@ class StopRequest:
             return self.requested.is_set()
         if not distributed.any(self.requested.is_set()):
             return False
-        self._interrupted |= distributed.any(self.received == signal.SIGINT)
+        self._interrupted |= distributed.any(self.exit_code != 0)
         self._agreed = True
         self.requested.set()
         return True

@@ -22,28 +22,24 @@ class Undo:
     Args:
         policy: whose *current* weights are trained.
         optimizer: its state.
-        distributed: the gradient scaler, and the optimizer's state if only the engine can reach it.
+        distributed: the gradient scaler, and engines that have copies of the weights.
     """
 
     def __init__(self, policy: Policy, optimizer: torch.optim.Optimizer, distributed: Distributed) -> None:
         self.policy, self.optimizer, self.distributed = policy, optimizer, distributed
         self._weights: list[Tensor] = []
         self._state: list[dict[str, Any]] = []
-        self._whole: dict[str, Any] | None = None
         self._scaler: dict[str, Any] | None = None
 
     def remember(self) -> None:
-        """Copy the state as it is now. A collective if the engine hides the optimizer's state."""
+        """Copy the state as it is now."""
         self._weights = _copies(self._parameters(), self._weights)
         self._scaler = self.distributed.scaler_state()
-        if self._optimizer_is_open:
-            before = self._state or [{} for _ in self._optimized()]
-            self._state = [
-                {name: _copy(value, old.get(name)) for name, value in self.optimizer.state.get(p, {}).items()}
-                for p, old in zip(self._optimized(), before, strict=True)
-            ]
-        else:
-            self._whole = self.distributed.optimizer_state(self.optimizer)
+        before = self._state or [{} for _ in self._optimized()]
+        self._state = [
+            {name: _copy(value, old.get(name)) for name, value in self.optimizer.state.get(p, {}).items()}
+            for p, old in zip(self._optimized(), before, strict=True)
+        ]
 
     @torch.no_grad()
     def go_back(self) -> None:
@@ -51,11 +47,9 @@ class Undo:
         for parameter, weight in zip(self._parameters(), self._weights, strict=True):
             parameter.copy_(weight)
         self.optimizer.zero_grad(set_to_none=True)
-        if self._optimizer_is_open:
-            for parameter, saved in zip(self._optimized(), self._state, strict=True):
-                _put_back(self.optimizer.state, parameter, saved)
-        elif self._whole is not None:
-            self.distributed.load_optimizer_state(self.optimizer, self._whole)
+        for parameter, saved in zip(self._optimized(), self._state, strict=True):
+            _put_back(self.optimizer.state, parameter, saved)
+        self.distributed.weights_were_set()
         self.distributed.load_scaler_state(self._scaler)
         forget_gathered(self.policy.model.transformer)
 
@@ -64,11 +58,6 @@ class Undo:
 
     def _optimized(self) -> list[Tensor]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-
-    @property
-    def _optimizer_is_open(self) -> bool:
-        """Whether the state is kept by parameter; DeepSpeed keeps it in buffers of its own."""
-        return hasattr(self.optimizer, "state")
 
 
 def _copies(values: Sequence[Tensor], before: Sequence[Tensor]) -> list[Tensor]:

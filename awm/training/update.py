@@ -105,6 +105,7 @@ class Update:
         count = self.distributed.sum(samples.valid.sum().float())
         if count == 0:
             return {}
+        divisor = count.to(samples.x_0.device)  # once: each copy to a GPU makes the CPU wait for it
         sums: dict[str, Tensor] = {}
         parts = torch.split(torch.arange(len(samples)), self.geometry.micro_batch_size)
         for number, part in enumerate(parts):
@@ -113,7 +114,7 @@ class Update:
                 output = self.objective(
                     self.policy, batch, seed=self.seed, epoch=epoch, inner_epoch=inner_epoch, on_policy=on_policy
                 )
-                self.distributed.backward(masked_sum(output.loss, batch.valid) / count.to(output.loss.device))
+                self.distributed.backward(masked_sum(output.loss, batch.valid) / divisor)
             _accumulate(sums, output, batch.valid)
             progress(len(batch))
         grad_norm = self.distributed.clip_grad_norm(self.policy.trainable_parameters(), self.max_grad_norm)

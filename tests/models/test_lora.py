@@ -56,7 +56,7 @@ def test_plain_diffusers_reproduces_the_image(
 ) -> None:
     policy = Policy(SD3.load(str(checkpoint), dtype=torch.float32), lora_type=lora_type, lora_rank=4, lora_alpha=12)
     disturb(policy)
-    policy.save(tmp_path, "current")
+    policy.export(tmp_path, policy.state_dict()["current"])
     plain = StableDiffusion3Pipeline.from_pretrained(checkpoint)
     base = draw(plain, guidance_scale)
     plain.load_lora_weights(tmp_path)
@@ -111,7 +111,7 @@ def test_binding_to_nothing_is_an_error(model: SD3, monkeypatch: pytest.MonkeyPa
 def test_lora_path_starts_every_set_there(checkpoint: Path, model: SD3, tmp_path: Path) -> None:
     trained = Policy(model, lora_rank=4, lora_alpha=12)
     disturb(trained)
-    trained.save(tmp_path, "current")
+    trained.export(tmp_path, trained.state_dict()["current"])
     options = {"lora_rank": 4, "lora_alpha": 12, "lora_path": str(tmp_path)}
     restarted = Policy(SD3.load(str(checkpoint), dtype=torch.float32), **options)
     state, expected = restarted.state_dict(), trained.state_dict()["current"]
@@ -132,7 +132,8 @@ def test_lora_path_starts_every_set_there(checkpoint: Path, model: SD3, tmp_path
 def test_lora_path_that_does_not_fit(
     checkpoint: Path, model: SD3, tmp_path: Path, changes: dict[str, object], message: str
 ) -> None:
-    Policy(model, lora_rank=4, lora_alpha=12).save(tmp_path, "current")
+    policy = Policy(model, lora_rank=4, lora_alpha=12)
+    policy.export(tmp_path, policy.state_dict()["current"])
     options = {"lora_rank": 4, "lora_alpha": 12, "lora_path": str(tmp_path)} | changes
     with pytest.raises(ValueError, match=message):
         Policy(SD3.load(str(checkpoint), dtype=torch.float32), **options)
@@ -142,7 +143,7 @@ def test_lora_path_that_does_not_fit(
 def test_full_fine_tuning_saves_a_transformer_diffusers_loads(model: SD3, tmp_path: Path) -> None:
     policy = Policy(model, use_lora=False)
     disturb(policy)
-    policy.save(tmp_path, "current")
+    policy.export(tmp_path, policy.state_dict()["current"])
     transformer = SD3Transformer2DModel.from_pretrained(tmp_path / "transformer")
     condition, t = model.encode([PROMPT]), torch.tensor([0.5])
     expected = transformer(noise(), condition.embeds, condition.pooled, 1000 * t).sample

@@ -217,8 +217,8 @@ def test_state_of_another_policy_is_refused_whole(make_policy: MakePolicy) -> No
 
 
 def test_saving_a_set_writes_that_set(policy: Policy, make_policy: MakePolicy, tmp_path: Path) -> None:
-    policy.save(tmp_path / "average", "average")
-    policy.save(tmp_path / "current", "current")
+    policy.export(tmp_path / "average", policy.state_dict()["average"])
+    policy.export(tmp_path / "current", policy.state_dict()["current"])
     files = [next((tmp_path / name).rglob("*.safetensors")).read_bytes() for name in ("average", "current")]
     assert files[0] != files[1]
 
@@ -267,5 +267,5 @@ def test_a_wrapped_transformer_is_used_and_saved(policy: Policy, tmp_path: Path)
     with policy.using("reference"):
         assert not torch.equal(velocity(policy), expected)
     assert policy.model.transformer.calls == 2
-    policy.save(tmp_path, "current")
+    policy.export(tmp_path, policy.state_dict()["current"])
     assert not any(name.startswith("module.") for name in policy.state_dict()["current"])

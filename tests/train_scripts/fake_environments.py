@@ -17,6 +17,8 @@ PYTHON = """\
 case $1 in
   *describe_run.py) printf '%s\\n%s\\n' "$SEEN/run" "$SCORERS"; exit "${DESCRIBE_STATUS:-0}" ;;
   *launch_ranks.py) ;;
+  -c) [[ $2 == *device_count* ]] && echo 8; exit ;;
+  -m) printf '%s\\n' "$@" >"$SEEN/plan.args"; exit ;;
   *) exec REAL "$@" ;;
 esac
 printf '%s\\n' "$@" >"$SEEN/trainer.args"
@@ -92,9 +94,13 @@ class Launch:
         at: str = "training",
         pause_s: float = 2.2,
         script: str = "launch.sh",
+        also: str = "",
         **settings: str,
     ) -> tuple[int, str]:
-        """Exit status and output of a run that gets ``numbers``, ``pause_s`` apart, once the file ``at`` is there."""
+        """Exit status and output of a run that gets ``numbers``, ``pause_s`` apart, once the file ``at`` is there.
+
+        So does the process whose number a fake wrote into the file ``also``.
+        """
         process = launch(script=script, **(self.settings | {"TRAINER": "trains"} | settings))
         give_up = time.monotonic() + 30
         while not (self.seen / at).exists():
@@ -102,6 +108,8 @@ class Launch:
             time.sleep(0.02)
         for number in numbers:
             process.send_signal(number)
+            if also:
+                os.kill(int(self.notes(also)), number)
             time.sleep(pause_s if len(numbers) > 1 else 0)
         ended = finish(process, 30)
         assert not self.left_over()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.train_scripts.fake_environments import Launch
+from tests.train_scripts.nodes_on_loopback import ROOT, clean_environment
 
 
 @pytest.fixture
@@ -43,6 +47,7 @@ TWO = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "a"}
         (TWO | {"NODE_RANK": "-1"}, "NODE_RANK=-1; it must be a whole number from 0"),
         (TWO | {"RANK": "0"}, "NODE_RANK=1, but RANK=0"),
         (TWO | {"WORLD_SIZE": "16"}, "NNODES=2, but WORLD_SIZE=16. Here both mean the number of nodes"),
+        ({"NPROC": "00"}, "NPROC=00; it must be a whole number from 1"),
         (TWO | {"MASTER_PORT": "http"}, "MASTER_PORT=http; it must be"),
         (TWO | {"TORCHELASTIC_RUN_ID": "x"}, "started by torchrun"),
         ({"RANK": "1"}, "number 1 of 1 nodes"),
@@ -99,9 +104,11 @@ def test_the_variables_of_users_and_platforms(run: Launch) -> None:
     # What says which node this is must not reach the ranks as what says which rank they are.
     assert run.environment()["HF_TOKEN"] == "h" and not {"RANK", "WORLD_SIZE", "NODE_RANK"} & run.environment().keys()
 
-    run.run(CUDA_VISIBLE_DEVICES="2,3,5", RANK="3", WORLD_SIZE="4", MASTER_ADDR="b", MASTER_PORT="1", MAX_RESTARTS="2")
+    run.run(
+        CUDA_VISIBLE_DEVICES="2,3,5", RANK="03", WORLD_SIZE="4", MASTER_ADDR="b", MASTER_PORT="08", MAX_RESTARTS="2"
+    )
     assert run.option("--num_processes") == "12" and run.option("--machine_rank") == "3"
-    assert run.option("--main_process_port") == "1"
+    assert run.option("--main_process_port") == "8"
     assert run.option("--rdzv_backend") == "c10d" and run.option("--rdzv_conf").endswith("is_host=false")
 
 
@@ -116,6 +123,27 @@ def test_slurm_says_everything(run: Launch) -> None:
     assert (run.option("--machine_rank"), run.option("--main_process_ip")) == ("1", "n7")
     assert run.run(NNODES="1", **slurm)[0] == 0  # this node alone, whatever SLURM gave
     assert run.option("--num_machines") == "1"
+    # A step on two nodes of a job that has more.
+    slurm |= {"SLURM_NNODES": "9", "SLURM_STEP_NUM_NODES": "2", "SLURM_JOB_NODELIST": "n[1-9]"}
+    run.run(PATH=f"{scontrol.parent}:/usr/bin:/bin", SLURM_STEP_NODELIST="n[7-8]", **slurm)
+    assert (run.option("--num_machines"), run.option("--main_process_ip")) == ("2", "n7")
+
+
+def test_a_container_without_nvidia_smi_asks_torch(run: Launch) -> None:
+    command = "source train_scripts/nodes.sh; unset CUDA_VISIBLE_DEVICES; hash -r; PATH=/nowhere; gpus_of_this_node"
+    python = Path(run.settings["VENV"]) / "bin" / "python"
+    python.write_text(python.read_text().replace("/usr/bin/env bash", str(shutil.which("bash"))))
+    counted = subprocess.run(["bash", "-c", command], cwd=ROOT, env=clean_environment(**run.settings), stdout=-1)
+    assert counted.stdout == b"8\n"
+
+
+def test_a_dry_run_starts_nothing(run: Launch) -> None:
+    for words in (("--dry_run",), ("--dry-run", "--world_size", "8")):
+        assert run.run("--config.seed=1", *words, SCORERS="geneval", NPROC="4") == (0, "")
+        expected = ["--config.resume_from=auto", "--config.seed=1", *words]
+        expected += [] if "--world_size" in words else ["--world_size", "4"]
+        assert run.notes("plan.args").splitlines()[-len(expected) :] == expected
+    assert not run.notes("server.args") and not run.notes("trainer.args") and not (run.seen / "run").exists()
 
 
 @pytest.mark.parametrize(
@@ -148,6 +176,8 @@ def test_it_ends_with_the_status_of_the_trainer_and_keeps_a_log(run: Launch) -> 
         (signal.SIGINT, 0, 130),
         (signal.SIGINT, 1, 1),
         (signal.SIGHUP, 0, 0),
+        (signal.SIGUSR1, 0, 0),
+        (signal.SIGINT, 143, 130),  # the launcher's, of ranks that were not there yet
     ],
 )
 def test_a_signal_reaches_the_trainer_once_and_its_answer_counts(
@@ -166,7 +196,9 @@ def test_two_signals_in_a_row_are_one_request(run: Launch) -> None:
 
 
 def test_a_second_signal_kills_everything_at_once(run: Launch) -> None:
-    status, output = run.run_until_signalled(signal.SIGTERM, signal.SIGTERM, TRAINER="stubborn", SCORERS="geneval")
+    signals = (signal.SIGTERM, signal.SIGTERM)
+    # The script counts whole seconds: two may be 2.9.
+    status, output = run.run_until_signalled(*signals, pause_s=3.2, TRAINER="stubborn", SCORERS="geneval")
     assert status == 143 and "again: killing everything" in output
 
 
@@ -192,9 +224,10 @@ def test_a_server_that_is_never_ready(run: Launch) -> None:
     assert status == 1 and "was not ready within 1 s" in output and not run.notes("trainer.args")
 
 
-def test_a_signal_while_the_server_loads(run: Launch) -> None:
-    status, output = run.run_until_signalled(signal.SIGINT, at="server.gpus", SCORERS="geneval", SERVER="never")
-    assert status == 130 and "before training began" in output and not run.notes("trainer.args")
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_while_the_server_loads(run: Launch, number: signal.Signals, expected: int) -> None:
+    status, output = run.run_until_signalled(number, at="server.gpus", SCORERS="geneval", SERVER="never")
+    assert status == expected and "before training began" in output and not run.notes("trainer.args")
 
 
 def test_a_server_that_dies_is_started_again_on_its_port(run: Launch) -> None:
@@ -246,3 +279,18 @@ def test_servers_elsewhere_that_are_none(run: Launch, servers: Callable[..., str
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"
         status, output = run.run(SCORERS="geneval", REWARD_URLS=url, REWARD_WAIT_S="1")
     assert status == 1 and f"{url} is not ready: no answer" in output and not run.notes("trainer.args")
+    assert "--host 0.0.0.0 and AWM_REWARD_TOKEN" in output
+
+
+def test_a_port_that_speaks_something_else_than_http() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def greet() -> None:
+            with other.accept()[0] as visitor:
+                visitor.recv(1000)
+                visitor.sendall(b"SSH-2.0-x\r\n")
+
+        threading.Thread(target=greet, daemon=True).start()
+        command = ["train_scripts/await_servers.py", "0", f"http://127.0.0.1:{other.getsockname()[1]}"]
+        asked = subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True)
+    assert asked.returncode == 1 and "no answer (SSH-2.0-x" in asked.stderr and "Traceback" not in asked.stderr

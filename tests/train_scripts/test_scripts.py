@@ -94,22 +94,49 @@ def test_elastic_restarts_by_c10d(tmp_path: Path) -> None:
     assert run.option("--rdzv_conf").endswith("is_host=true") and "--config.resume_from=auto" in run.arguments()
 
 
-@pytest.mark.parametrize(("number", "requeued"), [(signal.SIGUSR1, "requeue 77\n"), (signal.SIGTERM, "")])
-def test_slurm_saves_before_the_time_limit(tmp_path: Path, number: signal.Signals, requeued: str) -> None:
+# As the real one: it passes some signals on, and answers those that would end it by killing its tasks.
+SRUN = """
+while [[ $1 == --* ]]; do shift; done
+echo "$@" >"$SEEN/srun"
+source train_scripts/processes.sh
+SLURM_STEP_ID=0 "$@" &
+task=$!
+echo "$task" >"$SEEN/task"
+trap 'kill -KILL "$task"' TERM HUP
+trap 'kill -USR1 "$task"' USR1
+trap 'kill -INT "$task"' INT
+end_of "$task"
+exit "$status"
+"""
+
+
+# Of the two signals, SLURM sends SIGUSR1 to the batch script alone, and SIGTERM to the tasks, too.
+@pytest.mark.parametrize(
+    ("number", "also", "requeued"), [(signal.SIGUSR1, "", "requeue 77\n"), (signal.SIGTERM, "task", "")]
+)
+@pytest.mark.parametrize("at", ["training", "server.gpus"])
+def test_slurm_saves_before_the_time_limit(
+    tmp_path: Path, number: signal.Signals, also: str, requeued: str, at: str
+) -> None:
     run, tools = Launch(tmp_path), tmp_path / "tools"
     tools.mkdir()
     for name, text in {
-        "srun": 'while [[ $1 == --* ]]; do shift; done; echo "$@" >"$SEEN/srun"; SLURM_STEP_ID=0 exec "$@"',
+        "srun": SRUN,
         "scontrol": '[[ $1 == show ]] && echo here || echo "$@" >"$SEEN/scontrol"',
     }.items():
         (tools / name).write_text(f"#!/usr/bin/env bash\n{text}\n")
         (tools / name).chmod(0o755)
     slurm = {"SLURM_NNODES": "4", "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "here", "SLURM_JOB_ID": "77"}
-    status, output = run.run_until_signalled(
-        number, script="slurm.sbatch", SLURM_SUBMIT_DIR=str(ROOT), PATH=f"{tools}:{os.environ['PATH']}", **slurm
-    )
-    assert status == 0 and "checkpoint saved" in output, output
-    assert run.option("--num_machines") == "4" and run.option("--main_process_ip") == "here"
+    slurm |= {"SLURM_SUBMIT_DIR": str(ROOT), "PATH": f"{tools}:{os.environ['PATH']}"}
+    if at == "server.gpus":  # before training
+        slurm |= {"SCORERS": "geneval", "SERVER": "never"}
+    status, output = run.run_until_signalled(number, at=at, script="slurm.sbatch", also=also, **slurm)
+    assert status == 0, output
+    if at == "training":
+        assert "checkpoint saved" in output and "Waiting for the other nodes at here:29500, up to 40 min" in output
+        assert run.option("--num_machines") == "4" and run.option("--main_process_ip") == "here"
+    else:
+        assert "nothing to save" in output and not run.notes("trainer.args")
     assert run.notes("srun").startswith("bash train_scripts/launch.sh") and run.notes("scontrol") == requeued
 
 

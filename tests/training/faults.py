@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import itertools
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -49,8 +52,38 @@ def signalled(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def everywhere(place: str, what: Hurt) -> Hurt:
+    """In all ranks, do ``what`` before the first call of ``place``."""
+    return partial(_everywhere, place, what)
+
+
+def together(*hurts: Hurt) -> Hurt:
+    """All of them."""
+    return partial(_together, hurts)
+
+
+def slow(flag: str) -> None:
+    """Take long, in Python; a file says that it has begun."""
+    Path(flag + os.environ["RANK"]).touch()
+    time.sleep(60)
+
+
+def stuck(flag: str) -> None:
+    """Never return to Python, as in a collective with ranks that have left; a file says that it has begun."""
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    Path(flag + os.environ["RANK"]).touch()
+    for _ in range(2):
+        lock(mutex)
+
+
 def failing() -> None:
     raise RuntimeError("boom: the first error")
+
+
+def out_of_memory() -> None:
+    """With numbers that differ among the ranks, as CUDA's do."""
+    rank = os.environ["RANK"]
+    raise RuntimeError(f"out of memory: 1{rank} MiB on GPU {rank}")
 
 
 def grace(seconds: float) -> Hurt:
@@ -66,6 +99,15 @@ def impatient() -> Hurt:
 def diverging(call: int, rank: int) -> Hurt:
     """Make the loss of one micro-batch of ``rank`` NaN."""
     return partial(_diverge, call, rank)
+
+
+def _everywhere(place: str, what: Hurt) -> None:
+    _arm(place, 1, int(os.environ["RANK"]), what)
+
+
+def _together(hurts: tuple[Hurt, ...]) -> None:
+    for hurt in hurts:
+        hurt()
 
 
 def _set(place: str, value: Any) -> None:

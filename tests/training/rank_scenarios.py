@@ -14,6 +14,7 @@ from torch import Tensor
 from awm.building import build_trainer
 from awm.configuration import config_from_json
 from awm.rewards.table import IN_PROCESS
+from awm.training.checkpoint import CheckpointError
 from awm.training.distributed import Distributed
 from awm.training.metrics import read_metrics
 from awm.training.stopping import StopRequest
@@ -150,7 +151,7 @@ def refusal(engine: str, config_path: str, environment: dict[str, str]) -> str:
     try:
         distributed = Distributed(config.mixed_precision)
         build_trainer(config, distributed, StopRequest(distributed))
-    except ValueError as error:
+    except (ValueError, CheckpointError) as error:
         return str(error)
     finally:
         for key in environment:

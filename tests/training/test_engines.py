@@ -12,6 +12,7 @@ import torch
 from ml_collections import ConfigDict
 
 from awm.configuration import config_to_dict
+from awm.training.distributed import Distributed
 from tests.training.rank_scenarios import count_reductions, refusal, train, train_all
 from tests.training.ranks import run_ranks
 
@@ -191,6 +192,7 @@ def test_gradients_are_reduced_once_per_update_however_many_micro_batches(write:
         ("fsdp2", {}, {"FSDP_VERSION": "1"}, "set fsdp_version: 2"),
         ("fsdp2", {}, {"FSDP_OFFLOAD_PARAMS": "true"}, "fsdp_offload_params: true is not supported"),
         ("fsdp2", {}, {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, "would leave the text encoders"),
+        ("fsdp2", {"train__use_8bit_adam": True}, {}, "in blocks that FSDP2 cannot cut; use DDP"),
         ("fsdp2", {}, {"FSDP_TRANSFORMER_CLS_TO_WRAP": "Block"}, "FSDP2 finds no Block in this"),
         ("zero2", {}, {"ACCELERATE_DEEPSPEED_ZERO_STAGE": "3"}, "ZeRO stage 3 is not supported"),
         ("zero2", {}, {"ACCELERATE_DEEPSPEED_OFFLOAD_OPTIMIZER_DEVICE": "cpu"}, "offload_optimizer_device: cpu"),
@@ -200,3 +202,18 @@ def test_an_engine_that_cannot_do_it_says_so(
     write: Callable[..., str], engine: str, changes: dict[str, Any], environment: dict[str, str], message: str
 ):
     assert message in run_ranks(1, refusal, engine, write("refused", **changes), environment)
+
+
+def test_deepspeed_that_is_not_installed_is_one_message(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("awm.training.engines.choice.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="not installed: pip install deepspeed"):
+        Distributed()
+
+
+def test_sizes_that_follow_from_batches_or_ranks_must_not_change_in_a_run(write: Callable[..., str]):
+    # 24 images a rank and pass: 12 micro-batches of two, in steps of six.
+    implied = {"train__updates_per_inner_epoch": None, "train__batch_size": 2, "num_epochs": 1, "eval_freq": 0}
+    run_ranks(1, train, "ddp", write("sized", **implied, train__gradient_accumulation_steps=6))
+    changed = write("sized", **implied, train__gradient_accumulation_steps=3, resume_from="auto")
+    assert "updates per pass: 2 there, 4 now" in run_ranks(1, refusal, "ddp", changed, {})

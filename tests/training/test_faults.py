@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from awm.training.stopping import SAME_REQUEST_S
 from tests.training import faults
 from tests.training.jobs import Ranks, arguments, lines_of, lora_of, run_folder
 from tests.training.rank_scenarios import ENGINES
@@ -35,7 +37,8 @@ def test_a_killed_rank_is_named_by_the_others_which_end(
     other = 1 - dead
     assert (statuses[dead], statuses[other]) == (-signal.SIGKILL, 1)
     errors = [line for line in ranks.outputs[other].splitlines() if line.startswith("rank ")]
-    assert errors[0].startswith(f"rank {other}: lost contact with another rank; rank {dead} on ")
+    seen = ("lost contact with another rank", "ends with the job")  # whichever thread of a busy machine comes first
+    assert errors[0].startswith(tuple(f"rank {other}: {what}; rank {dead} on " for what in seen))
     assert "killed" in errors[0] and "Traceback" not in ranks.outputs[other]
 
 
@@ -100,6 +103,45 @@ def test_a_signal_while_the_model_is_loaded_ends_all_ranks(make_config: Make, tm
     with Ranks(arguments(config, tmp_path), tmp_path, 2, hurt) as ranks:
         assert ranks.wait() == [130, 130]
     assert "Traceback" not in "".join(ranks.outputs)
+
+
+def test_a_rank_killed_while_the_model_is_loaded_is_no_good_end(make_config: Make, tmp_path: Path):
+    hurt = faults.everywhere(faults.LOADING, partial(faults.slow, f"{tmp_path}/loading"))
+    with Ranks(arguments(make_config(), tmp_path), tmp_path, 3, hurt) as ranks:
+        ranks.wait_for(lambda: len(list(tmp_path.glob("loading*"))) == 3)
+        ranks.signal(1, signal.SIGKILL)
+        ranks.signal(2, signal.SIGTERM)  # as torchrun does with the others of its machine
+        assert ranks.wait(WITHIN_S) == [1, -signal.SIGKILL, 1]
+    for rank in (0, 2):
+        assert f"rank {rank}: ends with the job; rank 1 on " in ranks.outputs[rank]
+
+
+def test_a_signal_ends_also_a_rank_that_never_comes_back_from_loading(make_config: Make, tmp_path: Path):
+    stuck = faults.at(faults.LOADING, 1, 1, partial(faults.stuck, f"{tmp_path}/loading"))
+    with Ranks(arguments(make_config(), tmp_path), tmp_path, 2, faults.together(stuck, faults.grace(1))) as ranks:
+        ranks.wait_for((tmp_path / "loading1").exists)
+        ranks.signal(1, signal.SIGINT)
+        assert ranks.wait(WITHIN_S) == [130, 130]
+
+
+def test_a_second_interrupt_ends_a_rank_also_in_a_collective(make_config: Make, tmp_path: Path):
+    stuck = faults.at(faults.SAMPLING, 1, 1, partial(faults.stuck, f"{tmp_path}/sampling"))
+    with Ranks(arguments(make_config(eval_freq=0), tmp_path), tmp_path, 2, stuck) as ranks:
+        ranks.wait_for((tmp_path / "sampling1").exists)
+        ranks.signal(1, signal.SIGINT)
+        ranks.wait_for(lambda: "SIGINT" in ranks.outputs[0])  # passed on
+        time.sleep(SAME_REQUEST_S)
+        ranks.signal(1, signal.SIGINT)
+        assert ranks.wait(WITHIN_S)[1] == 130
+
+
+def test_a_crash_on_all_ranks_is_one_traceback(make_config: Make, tmp_path: Path):
+    hurt = faults.everywhere(faults.UPDATE, faults.out_of_memory)
+    with Ranks(arguments(make_config(eval_freq=0), tmp_path), tmp_path, 2, hurt) as ranks:
+        assert ranks.wait() == [1, 1]
+    assert "rank 0 failed:\nTraceback" in ranks.outputs[0]
+    assert "rank 1 failed, too: RuntimeError: out of memory: 11 MiB on GPU 1" in ranks.outputs[1]
+    assert "Traceback" not in ranks.outputs[1]
 
 
 def test_a_nan_on_one_rank_stops_all_with_its_rank_and_step_said_once(make_config: Make, tmp_path: Path):

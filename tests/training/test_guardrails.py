@@ -25,6 +25,7 @@ def test_healthy_metrics_break_nothing_and_neither_do_missing_ones():
     assert breaches(healthy, LIMITS) == {}
     assert breaches({"velocity_norm_ratio": 0.8}, LIMITS) == {}
     assert breaches({"epoch": 0, "reward/zero_std_ratio": None}, LIMITS) == {}
+    assert breaches(dict.fromkeys(healthy, float("nan")), LIMITS) == {}
 
 
 @pytest.mark.parametrize(

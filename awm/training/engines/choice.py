@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 
 from accelerate import Accelerator
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin
 
 from awm.training.engines.interface import Engine
 from awm.training.engines.replicated import Replicated
+
+
+def check_installed() -> None:
+    """See that the engine this job asks for is there, before Accelerate starts it.
+
+    Raises:
+        ValueError: DeepSpeed is asked for and not installed.
+    """
+    if _is_set("ACCELERATE_USE_DEEPSPEED") and find_spec("deepspeed") is None:
+        raise ValueError(
+            "the Accelerate configuration asks for DeepSpeed, which is not installed: pip install deepspeed."
+        )
 
 
 def choose_engine(accelerator: Accelerator, mixed_precision: str) -> Engine:

@@ -37,6 +37,7 @@ class FSDP2:
 
     name = "FSDP2"
     forwards_are_collective = True
+    cuts_optimizer_state = True
 
     def __init__(self, accelerator: Accelerator, plugin: FullyShardedDataParallelPlugin) -> None:
         if isinstance(plugin.cpu_offload, CPUOffloadPolicy):
@@ -114,6 +115,9 @@ class FSDP2:
             )
 
         optimizer.load_state_dict({**state, "state": _map_tensors(state["state"], cut)})
+
+    def weights_were_set(self) -> None:
+        """Nothing to do: it has no copies."""
 
 
 @contextmanager

@@ -17,10 +17,12 @@ class Engine(Protocol):
         name: what a person calls it.
         forwards_are_collective: every forward communicates, also without gradient, so that all ranks must run
             equally many.
+        cuts_optimizer_state: optimizers whose state is not shaped like the parameters cannot be used.
     """
 
     name: str
     forwards_are_collective: bool
+    cuts_optimizer_state: bool
 
     def shard(self, module: nn.Module) -> None:
         """Spread the parameters over the ranks, in place, once it is known which of them are trained."""
@@ -38,7 +40,13 @@ class Engine(Protocol):
         """Norm of the whole gradient before clipping, the same on all ranks."""
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """``optimizer.state_dict()`` with whole tensors on the CPU, whatever the engine; a collective."""
+        """``optimizer.state_dict()`` with whole tensors, on the main rank; a collective.
+
+        Other ranks get something that is not to be used. Not copies: they change with the next step.
+        """
 
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Restore what ``optimizer_state`` of any engine on any number of ranks gave."""
+
+    def weights_were_set(self) -> None:
+        """Take over into copies of its own, if it has any, weights that were changed from outside."""

@@ -17,6 +17,7 @@ class Replicated:
 
     name = "DDP"
     forwards_are_collective = False
+    cuts_optimizer_state = False
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -52,3 +53,6 @@ class Replicated:
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """The optimizer's own way."""
         optimizer.load_state_dict(dict(state))
+
+    def weights_were_set(self) -> None:
+        """Nothing to do: it has no copies."""

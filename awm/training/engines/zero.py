@@ -21,14 +21,15 @@ class Zero:
 
     Args:
         accelerator: the ranks.
-        plugin: ``deepspeed_config`` of the Accelerate configuration file; its stage is used. The learning rate,
-            clipping and accumulation are the trainer's.
+        plugin: ``deepspeed_config`` of the Accelerate configuration file; its stage is used, and nothing else. The
+            learning rate, clipping and accumulation are the trainer's.
 
     Raises:
-        ValueError: stage 3, offloading, or DeepSpeed is not installed.
+        ValueError: stage 3 or offloading.
     """
 
     forwards_are_collective = False
+    cuts_optimizer_state = True
 
     def __init__(self, accelerator: Accelerator, plugin: DeepSpeedPlugin) -> None:
         if plugin.zero_stage not in (1, 2):
@@ -41,10 +42,8 @@ class Zero:
                 f"offload_optimizer_device: {plugin.offload_optimizer_device} is not supported; set it to none in the "
                 f"Accelerate configuration, and use FSDP2 if the optimizer state does not fit."
             )
-        try:
-            import deepspeed
-        except ImportError as error:
-            raise ValueError("the Accelerate configuration asks for DeepSpeed: pip install deepspeed.") from error
+        import deepspeed
+
         self._deepspeed: Any = deepspeed
         self._accelerator, self._stage = accelerator, plugin.zero_stage
         self.name = f"DeepSpeed ZeRO-{self._stage}"
@@ -60,7 +59,7 @@ class Zero:
             "gradient_accumulation_steps": 1,  # the loss is already a mean over the whole update
             "steps_per_print": 10**9,
             "zero_allow_untested_optimizer": True,
-            "zero_optimization": {"stage": self._stage},
+            "zero_optimization": {"stage": self._stage, "reduce_bucket_size": _bucket_size(module)},
         }
         self._engine = self._deepspeed.initialize(model=module, optimizer=optimizer, config=config)[0]
         stepper: Any = _EngineStep(self._engine, optimizer)
@@ -87,12 +86,12 @@ class Zero:
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         """In the layout of the optimizer DeepSpeed was given."""
-        base = self._engine.optimizer.optimizer
+        base, keep = self._engine.optimizer.optimizer, self._accelerator.is_main_process
         state: dict[int, dict[str, Any]] = {}
         for index, (parameter, flat) in enumerate(self._parts()):
             saved = base.state.get(flat, {})
             state[index] = {
-                name: _whole(parameter, value) if _is_flat(value, flat) else _plain(value)
+                name: _whole(parameter, value, keep) if _is_flat(value, flat) else _plain(value)
                 for name, value in saved.items()
             }
         # As DeepSpeed holds them, the groups name its flat buffers, not the parameters.
@@ -102,7 +101,7 @@ class Zero:
     def load_optimizer_state(self, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
         """Restore the state, and take the weights as they are now for DeepSpeed's own float32 copies."""
         zero = self._engine.optimizer
-        zero.refresh_fp32_params()
+        self.weights_were_set()
         zero.optimizer.state.clear()
         for index, (parameter, flat) in enumerate(self._parts()):
             for name, value in state["state"].get(index, {}).items():
@@ -114,6 +113,10 @@ class Zero:
                     saved[name] = torch.zeros_like(flat)
                 _fill(parameter, saved[name], value)
 
+    def weights_were_set(self) -> None:
+        """Take them over into DeepSpeed's own float32 copies of this rank's part."""
+        self._engine.optimizer.refresh_fp32_params()
+
     def _parts(self) -> list[tuple[Any, Tensor]]:
         """Each parameter with the flat buffer that holds this rank's part of its group."""
         zero = self._engine.optimizer
@@ -122,6 +125,12 @@ class Zero:
             for number, group in enumerate(zero.bit16_groups)
             for parameter in group
         ]
+
+
+def _bucket_size(module: nn.Module) -> int:
+    """Numbers reduced at a time: DeepSpeed's own 500 M would take 2 GB of each GPU, for a LoRA too."""
+    sizes = [parameter.numel() for parameter in module.parameters() if parameter.requires_grad]
+    return max(max(sizes), min(sum(sizes), 50_000_000))
 
 
 class _EngineStep:
@@ -134,6 +143,11 @@ class _EngineStep:
     def param_groups(self) -> list[dict[str, Any]]:
         groups: list[dict[str, Any]] = self._optimizer.param_groups
         return groups
+
+    @property
+    def state(self) -> Any:
+        """By flat buffer, as ``param_groups`` names them."""
+        return self._optimizer.state
 
     def step(self) -> None:
         self._engine.step()
@@ -153,15 +167,15 @@ def _plain(value: Any) -> Any:
     return value.detach().cpu().clone() if isinstance(value, Tensor) else value
 
 
-def _whole(parameter: Any, flat_state: Tensor) -> Tensor:
-    """A parameter's part of a flat state on every rank, put together; a collective."""
+def _whole(parameter: Any, flat_state: Tensor, keep: bool) -> Tensor | None:
+    """The ranks' parts of a parameter's state, put together, for ranks that ``keep`` it; a collective."""
     full = torch.zeros(parameter.numel(), dtype=flat_state.dtype, device=parameter.device)
     mapping = parameter._hp_mapping
     if mapping is not None:
         here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
         full.narrow(0, here.start, here.numel).copy_(flat_state.narrow(0, there.start, there.numel))
     dist.all_reduce(full)
-    return full.reshape(parameter.shape).cpu()
+    return full.reshape(parameter.shape).cpu() if keep else None
 
 
 def _fill(parameter: Any, flat_state: Tensor, full: Tensor) -> None:
