@@ -29,7 +29,8 @@ Written to --out: scores.jsonl (a line per image: prompt, task, all scores, imag
 images/, summary.json and table.md, which is printed. --baseline adds base/ with the same for the base model.
 
 Ctrl-C, SIGTERM, a kill or a dead reward server lose at most the batches in work: the same command continues, on
-any number of processes. When all is scored it only prints the table.
+any number of processes. When all is scored it only prints the table. Exit status: 0 when all is scored, and after
+SIGTERM, which says so; 130 after Ctrl-C; 1 after an error.
 
 configuration:
   --config FILE.py:RECIPE or RUN/config.json; left out, that of the run which --weights-from is in

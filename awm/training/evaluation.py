@@ -39,7 +39,7 @@ class Evaluation:
         images_per_prompt: images per prompt, each with its own fixed noise.
         max_prompts: evaluate that many evenly spaced prompts; 0 takes all.
         num_saved_images: evenly spaced images kept as files.
-        seed: keys the noise together with prompt number and image number.
+        seed: keys the noise together with the prompt's text and the number of the image among those of that text.
     """
 
     def __init__(
