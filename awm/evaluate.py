@@ -120,9 +120,11 @@ def evaluate(config: ConfigDict, arguments: argparse.Namespace, stop: StopReques
         return 1
     except RewardError as error:
         return f"awm-eval: {error}; what is scored so far is kept, the same command continues."
-    except (ValueError, OSError) as error:
-        return f"awm-eval: {error}"
-    except RuntimeError as error:
+    except Exception as error:
+        if stop.exiting:
+            return stop.exit_code
+        if isinstance(error, ValueError | OSError):
+            return f"awm-eval: {error}"
         if not is_lost_contact(error):
             raise
         return "awm-eval: lost contact with another rank; what is scored so far is kept, the same command continues."

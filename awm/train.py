@@ -43,9 +43,14 @@ def main() -> None:
             return dry_run(config, world_size)
         except ValueError as error:
             sys.exit(f"awm-train: {error}")
-    from awm.training.distributed import Distributed
-    from awm.training.ending import end, leave
-    from awm.training.liveness import Liveness
+    try:
+        from awm.training.distributed import Distributed
+        from awm.training.ending import end, leave
+        from awm.training.liveness import Liveness
+    except ImportError:
+        if not stop.exiting:
+            raise
+        sys.exit(stop.exit_code)
 
     liveness: Liveness | None = None
     try:

@@ -30,6 +30,8 @@ def end(error: Exception, liveness: Liveness | None, stop: StopRequest) -> NoRet
     are not cleaned up: communicators may wait forever for ranks that are gone.
     """
     _ignore_signals()
+    if stop.exiting:
+        leave(stop.exit_code, liveness)
     rank = liveness.rank if liveness else int(os.environ.get("RANK", 0))
     if liveness and is_lost_contact(error):
         if liveness.lost_contact():

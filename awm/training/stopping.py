@@ -106,6 +106,11 @@ class StopRequest:
         return True
 
     @property
+    def exiting(self) -> bool:
+        """Whether this process was told to end where it is: an error is then what C code made of its SystemExit."""
+        return self.at_once and self.received is not None
+
+    @property
     def exit_code(self) -> int:
         """Exit status of all ranks after a stop they agreed on: a person's Ctrl-C counts more than a SIGTERM."""
         return 130 if self._interrupted or self.received == signal.SIGINT else 0

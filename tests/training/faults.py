@@ -52,6 +52,14 @@ def signalled(number: int) -> None:
     os.kill(os.getpid(), number)
 
 
+def signalled_in_c_code(number: int) -> None:
+    """As ``signalled``, in a place that turns every exception into its own, as the import of a C module does."""
+    try:
+        signalled(number)
+    except BaseException as error:
+        raise ImportError("initialization failed") from error
+
+
 def everywhere(place: str, what: Hurt) -> Hurt:
     """In all ranks, do ``what`` before the first call of ``place``."""
     return partial(_everywhere, place, what)

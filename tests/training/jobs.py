@@ -71,10 +71,12 @@ class Ranks:
             process.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         for process in self.processes:
             process.kill()
             process.join()
+        if error is not None:
+            print(self.describe())  # shown beside the assertion that failed
 
     @property
     def outputs(self) -> list[str]:

@@ -97,9 +97,10 @@ def test_an_update_that_one_rank_interrupts_is_taken_back_by_all(make_config: Ma
     assert lora_of(cut, 3) == lora_of(whole, 3)
 
 
-def test_a_signal_while_the_model_is_loaded_ends_all_ranks(make_config: Make, tmp_path: Path):
+@pytest.mark.parametrize("how", [faults.signalled, faults.signalled_in_c_code])
+def test_a_signal_while_the_model_is_loaded_ends_all_ranks(make_config: Make, tmp_path: Path, how: Callable[..., None]):
     config = make_config()
-    hurt = faults.at(faults.LOADING, 1, 1, partial(faults.signalled, signal.SIGINT))
+    hurt = faults.at(faults.LOADING, 1, 1, partial(how, signal.SIGINT))
     with Ranks(arguments(config, tmp_path), tmp_path, 2, hurt) as ranks:
         assert ranks.wait() == [130, 130]
     assert "Traceback" not in "".join(ranks.outputs)
