@@ -62,7 +62,7 @@ class StopRequest:
         self.requested = threading.Event()
         self.received: int | None = None
         self.silenced = threading.Event()
-        self._interrupted = self._agreed = self._relaying = False
+        self._interrupted = self._agreed = self._relaying = self._confirmed = False
         self.at_once = False
         self._first = math.inf  # time of the first signal that was not passed on by another rank
         self._previous = {number: signal.getsignal(number) for number in SIGNALS}
@@ -92,6 +92,7 @@ class StopRequest:
         """A signal has come, whose handler may have to wait for the main thread; from any thread."""
         self.requested.set()
         self._interrupted |= number == signal.SIGINT
+        self._confirm(number)
 
     def agreed(self) -> bool:
         """True on every rank if any rank was asked to stop. A collective."""
@@ -127,11 +128,17 @@ class StopRequest:
             return
         self.received = number
         self.requested.set()
-        what = "nothing to save yet" if self.at_once else "stopping and saving; Ctrl-C once more stops at once"
-        if self._is_main and not (self._agreed or self.silenced.is_set()):
-            print(f"\n{signal.Signals(number).name}: {what}.", file=sys.stderr, flush=True)
+        self._confirm(number)
         if self.at_once:
             raise SystemExit(self.exit_code)
+
+    def _confirm(self, number: int) -> None:
+        """Say on the main rank, once, that the request was received."""
+        if self._confirmed or not self._is_main or self._agreed or self.silenced.is_set():
+            return
+        self._confirmed = True
+        what = "nothing to save yet" if self.at_once else "stopping and saving; Ctrl-C once more stops at once"
+        print(f"\n{signal.Signals(number).name}: {what}.", file=sys.stderr, flush=True)
 
     @property
     def _is_main(self) -> bool:
