@@ -70,7 +70,7 @@ def default_config() -> ConfigDict:
     config.sample.eval_sampler = "ddim"  # sampler of evaluations
 
     config.train = ConfigDict()
-    config.train.algorithm = "awm"
+    config.train.algorithm = "awm"  # awm | simpo | rfm
     config.train.batch_size = 3  # samples per micro-batch; the forward holds batch_size * train_timesteps rows
     config.train.updates_per_inner_epoch = placeholder(int)  # optimizer steps per pass; unset: 1, or as implied below
     config.train.gradient_accumulation_steps = placeholder(int)  # micro-batches per optimizer step
@@ -104,6 +104,22 @@ def default_config() -> ConfigDict:
     config.train.ema = True  # keep an average of the weights for evaluation
     config.train.ema_decay = 0.99
     config.train.ema_update_step_interval = 1  # epochs between updates of the average
+    config.train.simpo_weighting = "exp"  # exp | linear | square | power | wd1: rewards of a group -> weights, mean 1
+    config.train.simpo_floor = 0.0  # smallest weight of linear, square and power; below 0, bad images repel
+    config.train.simpo_power = 2.0  # of weighting power: max((q - nu) / temperature, 0)^power
+    config.train.simpo_temperature = placeholder(float)  # in std of the rewards; unset: for a target (wd1: 1)
+    config.train.simpo_target_kl = placeholder(float)  # nats of KL(weights || uniform) in a group; unset: 1.5
+    config.train.simpo_target_entropy = placeholder(float)  # nats; instead of the KL
+    config.train.simpo_min_temperature = 0.05  # smallest solved one; tied rewards can put a target out of reach
+    config.train.simpo_centred = True  # weights minus one, as an advantage, beside the pull: less variance
+    config.train.simpo_pull = 1.0  # pull to the policy that sampled; none if old_policy is current
+    config.train.simpo_error_clip = 5.0  # bound on a feature's squared error where the loss repels
+    config.train.rfm_estimator = "noise"  # noise | gradient | combined: the latter two need a differentiable reward
+    config.train.rfm_temperature = 1.0  # in std of the rewards: the target is the policy times exp(reward / this)
+    config.train.rfm_score = "policy"  # policy | gaussian: where gradient and combined take the policy's score from
+    config.train.rfm_form = "weighted"  # weighted | anchored
+    config.train.rfm_gradient_clip = 3.0  # largest rms of the gradient term per dimension; 0: no bound
+    config.train.rfm_score_time = 0.05  # time at which the policy's score is evaluated
     config.train.use_sa_solver = True
     config.train.lora_path = ""  # start from this LoRA folder
     config.train.gradient_checkpointing = False

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from awm.types import Condition, Experience, LossOutput, Rewards, Trajectory
+from awm.types import Condition, Experience, GroupWeights, LossOutput, Needs, Rewards, Trajectory
 
 VelocityField = Callable[[Tensor, Tensor], Tensor]
 """(x_t [B, C, H, W], t [B] in [0, 1] with 1 = noise) -> velocity [B, C, H, W], d x_t / d t."""
@@ -93,10 +93,18 @@ class Reward(Protocol):
         """Raise RewardError now if scoring cannot work later (unreachable server, missing scorer)."""
 
 
+@runtime_checkable
+class HasGradient(Protocol):
+    """A reward that is also a differentiable function of the images."""
+
+    def score(self, images: Tensor, text: Sequence[str]) -> Tensor:
+        """Scores [B] with a gradient with respect to images [B, 3, H, W] in [0, 1]."""
+
+
 class Objective(Protocol):
     """The learning rule: what one micro-batch costs."""
 
-    needs_trajectory: bool
+    needs: Needs
 
     def __call__(
         self, policy: Policy, batch: Experience, *, seed: int, epoch: int, inner_epoch: int, on_policy: bool
@@ -111,4 +119,36 @@ class Objective(Protocol):
             inner_epoch: number of the pass over the epoch's samples.
             on_policy: True until the first optimizer step of the epoch, while current still equals the
                 weights that sampled; then the old log-likelihood is the detached new one.
+        """
+
+
+@runtime_checkable
+class WeighsGroups(Protocol):
+    """An objective that makes weights of its own from the rewards, where AWM takes the trainer's advantages."""
+
+    def weigh(self, reward: Tensor, group: Tensor, valid: Tensor) -> GroupWeights:
+        """Weights of all samples of an epoch, over all ranks; they arrive as ``Experience.weight``.
+
+        Args:
+            reward: [N] float64, ignored where not valid.
+            group: [N] int64; images of one prompt share a value.
+            valid: [N] bool.
+        """
+
+
+@runtime_checkable
+class PreparesEpoch(Protocol):
+    """An objective that looks at all of an epoch's samples before its first update, with the weights that made them."""
+
+    def prepare(
+        self, policy: Policy, experience: Experience, *, seed: int, epoch: int, gather: Callable[[Tensor], Tensor]
+    ) -> tuple[Experience, dict[str, float]]:
+        """The experience with what the objective adds to it, and metrics that are the same on all ranks.
+
+        Args:
+            policy: *current* is what the epoch's updates start from.
+            experience: this rank's share; every rank's is as long.
+            seed: the run's seed.
+            epoch: epoch number.
+            gather: [B, ...] of this rank -> [N, ...] of all samples in order, on the CPU; a collective.
         """

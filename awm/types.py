@@ -120,6 +120,72 @@ class Rewards:
 
 
 @dataclass(frozen=True, slots=True)
+class Needs:
+    """What an objective wants from the trainer beside x_0 and advantages.
+
+    Attributes:
+        trajectory: states and log-probabilities of the rollout.
+        reward_gradient: the gradient of the reward with respect to x_0, through the decoder.
+        group_mates: x_0 of all images of a prompt, also of those that other ranks hold.
+    """
+
+    trajectory: bool = False
+    reward_gradient: bool = False
+    group_mates: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class GroupWeights:
+    """What an objective makes of an epoch's rewards, in order, the same on all ranks.
+
+    Attributes:
+        value: [N] float32 weight of each sample, zero where not valid.
+        metrics: name -> number, for the log.
+        slope: derivative of log(value) with respect to the reward, for objectives that follow its gradient.
+    """
+
+    value: Tensor
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    slope: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class GroupMates:
+    """All valid samples of the prompts that a rank has a share in.
+
+    Attributes:
+        x_0: [M, C, H, W] float32 clean latents.
+        group: [M] int64, as ``Experience.group``.
+        sample_index: [M] int64, as ``Experience.sample_index``.
+        weight: [M] float32, as ``Experience.weight``.
+    """
+
+    x_0: Tensor
+    group: Tensor
+    sample_index: Tensor
+    weight: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class TargetGradient:
+    """Gradient of the log-density that an objective moves toward, at its samples.
+
+    Attributes:
+        value: [B, C, H, W] float32, at x_0, or at the slightly noised x_n = (1 - t_n) x_0 + t_n noise.
+        noise: [B, C, H, W] float32 of x_n; None if ``value`` is at x_0.
+        fisher: mean square of the gradient per dimension over the epoch, all ranks.
+    """
+
+    value: Tensor
+    noise: Tensor | None
+    fisher: float
+
+    def take(self, index: Tensor) -> TargetGradient:
+        """Rows ``index`` ([N] int64, on the same device)."""
+        return TargetGradient(self.value[index], None if self.noise is None else self.noise[index], self.fisher)
+
+
+@dataclass(frozen=True, slots=True)
 class Experience:
     """One rank's share of an epoch, all an objective may learn from.
 
@@ -132,6 +198,11 @@ class Experience:
         advantage: [B] float32, zero where not valid.
         valid: [B] bool.
         trajectory: states and log-probabilities, only if the objective needs them.
+        weight: [B] float32 from the objective's ``weigh``, if it has one.
+        weight_gradient: [B, C, H, W] float32 gradient of log(weight) with respect to x_0, only if the objective
+            needs it.
+        mates: all samples of these prompts, only if the objective needs them.
+        target_gradient: what an objective's ``prepare`` made of ``weight_gradient``, if it has one.
     """
 
     x_0: Tensor
@@ -142,12 +213,16 @@ class Experience:
     advantage: Tensor
     valid: Tensor
     trajectory: Trajectory | None = None
+    weight: Tensor | None = None
+    weight_gradient: Tensor | None = None
+    mates: GroupMates | None = None
+    target_gradient: TargetGradient | None = None
 
     def __len__(self) -> int:
         return self.x_0.shape[0]
 
     def take(self, index: Tensor) -> Experience:
-        """Samples ``index`` ([N] int64, on the CPU) as a smaller experience; prompts stay shared."""
+        """Samples ``index`` ([N] int64, on the CPU) as a smaller experience; prompts and mates stay shared."""
         on_device = index.to(self.x_0.device)
         trajectory = self.trajectory
         if trajectory is not None:
@@ -166,6 +241,9 @@ class Experience:
             advantage=self.advantage[on_device],
             valid=self.valid[on_device],
             trajectory=trajectory,
+            weight=None if self.weight is None else self.weight[on_device],
+            weight_gradient=None if self.weight_gradient is None else self.weight_gradient[on_device],
+            target_gradient=None if self.target_gradient is None else self.target_gradient.take(on_device),
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,8 +10,10 @@ from ml_collections import ConfigDict
 
 from awm.configuration import flatten
 from awm.data.prompts import PROMPT_FNS
+from awm.objectives.group_weights import TARGET_KL
 from awm.registry import Registry, nearest
 from awm.training.geometry import Geometry, resolve_geometry
+from awm.weightings import MASSLESS, NAMES, Weighting
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -22,7 +25,14 @@ SAMPLERS = Registry(
         "flow_sde": "awm.samplers.flow_sde:FlowSDE",
     },
 )
-OBJECTIVES = Registry("train.algorithm", {"awm": "awm.objectives.awm:AWM"})
+OBJECTIVES = Registry(
+    "train.algorithm",
+    {
+        "awm": "awm.objectives.awm:AWM",
+        "simpo": "awm.objectives.simpo:SiMPO",
+        "rfm": "awm.objectives.rfm:RFM",
+    },
+)
 TRACKERS = ("wandb", "tensorboard", "none")
 
 
@@ -96,6 +106,21 @@ RULES: dict[str, Rule] = {
     "train.kl_ema_weight": one_of("Uniform", "ELBO"),
     "train.kl_ema_decay": within(0, 1),
     "train.kl_ema_decay_type": one_of("constant", "linear"),
+    "train.simpo_weighting": one_of(*NAMES),
+    "train.simpo_floor": (lambda v: -math.inf < v <= 0, "a finite number, at most 0"),
+    "train.simpo_power": (lambda v: 0 < v < math.inf, "a finite number greater than 0"),
+    "train.simpo_temperature": (lambda v: 0 < v < math.inf, "a finite number greater than 0"),
+    "train.simpo_target_kl": more_than(0),
+    "train.simpo_target_entropy": more_than(0),
+    "train.simpo_min_temperature": (lambda v: 0 < v < 1e6, "greater than 0 and below 1e6"),
+    "train.simpo_pull": at_least(0),
+    "train.simpo_error_clip": more_than(0),
+    "train.rfm_estimator": one_of("noise", "gradient", "combined"),
+    "train.rfm_temperature": more_than(0),
+    "train.rfm_score": one_of("policy", "gaussian"),
+    "train.rfm_form": one_of("weighted", "anchored"),
+    "train.rfm_gradient_clip": at_least(0),
+    "train.rfm_score_time": (lambda v: 0 < v < 1, "greater than 0 and below 1"),
     "train.ema_decay": within(0, 1),
     "train.ema_update_step_interval": at_least(1),
     "evaluation.num_images_per_prompt": at_least(1),
@@ -134,7 +159,11 @@ def validate(config: ConfigDict) -> None:
         if name not in TRACKERS:
             raise ValueError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}.{nearest(name, list(TRACKERS))}")
     _check_rewards(config)
+    if config.train.algorithm in ("simpo", "rfm"):
+        _check_groups(config)
     _check_combinations(config)
+    if config.train.algorithm == "simpo":
+        _check_simpo(config)
 
 
 def rollout_sampler(config: ConfigDict) -> str:
@@ -193,3 +222,45 @@ def _check_combinations(config: ConfigDict) -> None:
         )
     if config.train.cfg and config.sample.guidance_scale == 1.0:
         raise ValueError("train.cfg=True trains the guided velocity, but sample.guidance_scale is 1.0 (no guidance).")
+
+
+def _check_groups(config: ConfigDict) -> None:
+    algorithm = config.train.algorithm
+    if config.sample.num_image_per_prompt == 1:
+        raise ValueError(
+            f"train.algorithm={algorithm!r} weighs the images of a prompt against each other, but "
+            "sample.num_image_per_prompt=1 makes every weight one; sample at least 2 images per prompt."
+        )
+    if not config.per_prompt_stat_tracking:
+        raise ValueError(
+            f"train.algorithm={algorithm!r} weighs the images of a prompt against each other, and so has no use for "
+            "per_prompt_stat_tracking=False; set it to True."
+        )
+
+
+def _check_simpo(config: ConfigDict) -> None:
+    train, count = config.train, config.sample.num_image_per_prompt
+    try:
+        Weighting(train.simpo_weighting, floor=train.simpo_floor, power=train.simpo_power)
+    except ValueError as error:
+        raise ValueError(f"train.simpo_weighting, simpo_floor and simpo_power do not fit: {error}") from error
+    names = ("simpo_temperature", "simpo_target_kl", "simpo_target_entropy")
+    given = {f"train.{name}": train[name] for name in names if train[name] is not None}
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} are set, but each decides the temperature; set one of them.")
+    if "train.simpo_temperature" in given:
+        return
+    if train.simpo_weighting in MASSLESS:
+        if given:
+            raise ValueError(
+                f"{', '.join(given)} is set, but the weights of train.simpo_weighting={train.simpo_weighting!r} have "
+                "mean 0 and thus no KL or entropy; set train.simpo_temperature instead."
+            )
+        return
+    most = math.log(count)
+    for name, value in (given or {"train.simpo_target_kl": TARGET_KL}).items():
+        if value >= most:
+            raise ValueError(
+                f"{name}={value:g} is out of reach with sample.num_image_per_prompt={count}: the weights of so many "
+                f"images have less than log {count} = {most:.2f} nats. Set it below that, or sample more."
+            )

@@ -16,6 +16,8 @@ from ml_collections import ConfigDict
 from awm.configuration import default_config
 from awm.registry import nearest
 from config.base import sd35_medium
+from config.reverse_matching import rfm
+from config.simpo import SIMPO, simpo
 
 
 def geneval(nodes: int) -> ConfigDict:
@@ -101,6 +103,23 @@ def quickstart_full() -> ConfigDict:
     return config
 
 
+def geneval_simpo(kind: str) -> ConfigDict:
+    """GenEval with SiMPO's weights of that kind instead of advantages."""
+    return simpo(geneval(nodes=1), f"geneval_sd3_simpo_{kind}_1node", kind)
+
+
+def quickstart_simpo(kind: str) -> ConfigDict:
+    """The quickstart with SiMPO's weights of that kind.
+
+    With 8 images of a prompt, scored 0 or 1, a KL of 1.5 nats would leave only the best one or two; and several
+    updates of an epoch need the pull to the policy that sampled.
+    """
+    config = simpo(quickstart(), f"quickstart_simpo_{kind}", kind)
+    config.train.simpo_target_kl = 0.5
+    config.train.old_policy = "rollout"
+    return config
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 in hardware: any recent GPU, or a CPU with avx512_bf16 or AMX."""
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -115,7 +134,11 @@ RECIPES: dict[str, Callable[[], ConfigDict]] = {
     "ocr_sd3_no_cfg_4nodes": partial(ocr, nodes=4),
     "pickscore_sd3_no_cfg_1node": partial(pickscore, nodes=1),
     "pickscore_sd3_no_cfg_4nodes": partial(pickscore, nodes=4),
+    "pickscore_sd3_rfm_1node": lambda: rfm(pickscore(nodes=1), "pickscore_sd3_rfm_1node"),
+    "quickstart_rfm": lambda: rfm(quickstart(), "quickstart_rfm"),
 }
+RECIPES |= {f"geneval_sd3_simpo_{kind}_1node": partial(geneval_simpo, kind) for kind in SIMPO}
+RECIPES |= {f"quickstart_simpo_{kind}": partial(quickstart_simpo, kind) for kind in SIMPO}
 
 
 def get_config(name: str = "quickstart") -> ConfigDict:

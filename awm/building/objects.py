@@ -18,6 +18,7 @@ from awm.interfaces import Objective, Policy, Reward, Sampler, WeightSet
 from awm.models.policy import Policy as SD3Policy
 from awm.models.sd3 import SD3
 from awm.models.weights import find_transformer
+from awm.rewards.mixture import MixtureReward
 from awm.rewards.table import make_mixture
 from awm.training.distributed import Distributed
 from awm.training.evaluation import Evaluation
@@ -121,7 +122,7 @@ def build_optimizer(config: ConfigDict, policy: Policy) -> torch.optim.Optimizer
     return optimizer
 
 
-def build_reward(config: ConfigDict, stop: threading.Event | None = None) -> Reward:
+def build_reward(config: ConfigDict, stop: threading.Event | None = None) -> MixtureReward:
     """The weighted rewards of ``reward_fn``; once ``stop`` is set, they no longer wait for a missing server."""
     server = config.reward_server
     return make_mixture(

@@ -14,8 +14,11 @@ from awm.building.resume import resume_state
 from awm.configuration import config_to_dict
 from awm.data.prompts import PromptSet, load_prompts
 from awm.interfaces import Objective, Policy, Reward
+from awm.rewards.mixture import MixtureReward
+from awm.training.credit import Credit
 from awm.training.distributed import Distributed
 from awm.training.geometry import Geometry
+from awm.training.reward_gradient import RewardGradient
 from awm.training.rollout import Rollout
 from awm.training.settings import Advantages, Averaging, Schedule
 from awm.training.stopping import StopRequest
@@ -39,6 +42,7 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
     resume = resume_state(run, config.resume_from, resolved, sizes, distributed)
     objective = build_objective(config)
     reward = build_reward(config, stop.requested)
+    _check_differentiable(config, objective, reward)
     reward.check()
     check_equal_servers(reward, distributed, allow_changed_scorer=config.reward_server.allow_changed_scorer)
 
@@ -72,7 +76,7 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
         prompts=train_prompts,
         seed=config.seed,
         schedule=Schedule(config.num_epochs, config.save_freq, config.eval_freq),
-        advantages=_advantages(config),
+        credit=_credit(config, policy, objective, reward, distributed),
         averaging=_averaging(config),
         epoch=epoch,
         step=step,
@@ -115,7 +119,7 @@ def _rollout(
         resolution=config.resolution,
         guidance_scale=config.sample.guidance_scale,
         weights="anchor" if config.train.off_policy else "current",
-        keep_states=objective.needs_trajectory,
+        keep_states=objective.needs.trajectory,
         stop=stop.requested,
     )
 
@@ -141,8 +145,10 @@ def _update(
     )
 
 
-def _advantages(config: ConfigDict) -> Advantages:
-    return Advantages(
+def _credit(
+    config: ConfigDict, policy: Policy, objective: Objective, reward: MixtureReward, distributed: Distributed
+) -> Credit:
+    advantages = Advantages(
         global_std=config.sample.global_std,
         per_prompt=config.per_prompt_stat_tracking,
         standardized=config.reward_fn.to_dict() if config.reward_standardize else {},
@@ -150,6 +156,27 @@ def _advantages(config: ConfigDict) -> Advantages:
         advantage_max=config.train.advantage_max,
         max_invalid_fraction=config.reward_server.max_invalid_fraction,
     )
+    gradient = None
+    if objective.needs.reward_gradient:
+        gradient = RewardGradient(policy.model, reward.score, config.train.batch_size)
+    return Credit(policy, objective, advantages, distributed, config.seed, gradient)
+
+
+def _check_differentiable(config: ConfigDict, objective: Objective, reward: MixtureReward) -> None:
+    if not objective.needs.reward_gradient:
+        return
+    if missing := reward.without_gradient():
+        raise ValueError(
+            f"train.algorithm={config.train.algorithm!r} with these settings follows the reward's gradient, but "
+            f"{', '.join(map(repr, missing))} in reward_fn {'has' if len(missing) == 1 else 'have'} none: a gradient "
+            f"needs a reward computed in this process, such as 'differentiable_pickscore' or "
+            f"'differentiable_clipscore'. Or use train.rfm_estimator='noise', which needs rewards only."
+        )
+    if config.reward_standardize:
+        raise ValueError(
+            "reward_standardize=True divides rewards by spreads that change from epoch to epoch, which reward "
+            "gradients do not follow; set it to False and scale the weights in reward_fn instead."
+        )
 
 
 def _averaging(config: ConfigDict) -> Averaging:

@@ -14,22 +14,19 @@ from functools import partial
 
 from torch import Tensor
 
-from awm.flow.rng import SampleNoise
-from awm.flow.times import draw_times, validate_times
-from awm.interfaces import Policy, WeightSet
-from awm.objectives.noising import NoisedBatch, noise_batch
+from awm.interfaces import Policy
+from awm.objectives.noising import Noising
 from awm.objectives.terms import (
     KL_WEIGHTS,
     LOSS_TYPES,
     WEIGHTINGS,
+    add_kl_terms,
     check_name,
     clipped_ratio_loss,
-    kl_term,
     log_likelihood,
-    norm_ratio,
     velocity_mse,
 )
-from awm.types import Experience, LossOutput
+from awm.types import Experience, LossOutput, Needs
 
 OLD_POLICIES = ("rollout", "current")
 
@@ -86,14 +83,18 @@ def awm_loss(
         "ratio/mean": ratio.mean(0),
         "ratio/clip_fraction": ((ratio - 1).abs() > clip_range).to(ratio.dtype).mean(0),
     }
-    if velocity_reference is not None:
-        kl = kl_term(velocity, velocity_reference, t, weight=kl_weight)
-        loss = loss + beta * kl
-        metrics |= {"loss/kl_reference": kl, "velocity_norm_ratio": norm_ratio(velocity, velocity_reference)}
-    if velocity_anchor is not None:
-        kl = kl_term(velocity, velocity_anchor, t, weight=kl_ema_weight)
-        loss = loss + ema_beta * kl
-        metrics["loss/kl_anchor"] = kl
+    loss, kl_metrics = add_kl_terms(
+        loss,
+        velocity,
+        t,
+        velocity_reference=velocity_reference,
+        velocity_anchor=velocity_anchor,
+        beta=beta,
+        kl_weight=kl_weight,
+        ema_beta=ema_beta,
+        kl_ema_weight=kl_ema_weight,
+    )
+    metrics |= kl_metrics
     return LossOutput(loss, {name: value.detach() for name, value in metrics.items()})
 
 
@@ -125,7 +126,7 @@ class AWM:
             have in common, most of the noise, cancels instead of adding up.
     """
 
-    needs_trajectory = False
+    needs = Needs()
 
     def __init__(
         self,
@@ -148,7 +149,6 @@ class AWM:
         old_policy: str = "rollout",
         group_noise: bool = False,
     ) -> None:
-        validate_times(time_type, num_times=train_timesteps, grid=grid, fraction=timestep_fraction)
         check_name("loss_type", loss_type, LOSS_TYPES)
         check_name("weighting", weighting, WEIGHTINGS)
         check_name("kl_weight", kl_weight, KL_WEIGHTS)
@@ -158,10 +158,16 @@ class AWM:
         self.needs_anchor = ema_beta > 0 or off_policy
         self.off_policy = off_policy
         self.old_policy = old_policy
-        self.group_noise = group_noise
         self.guidance_scale = guidance_scale
         self.train_timesteps = train_timesteps
-        self.draw_times = partial(draw_times, kind=time_type, grid=grid, fraction=timestep_fraction, shift=time_shift)
+        self.noise = Noising(
+            grid=grid,
+            num_times=train_timesteps,
+            fraction=timestep_fraction,
+            kind=time_type,
+            shift=time_shift,
+            group_noise=group_noise,
+        )
         self.loss = partial(
             awm_loss,
             loss_type=loss_type,
@@ -179,27 +185,19 @@ class AWM:
     ) -> LossOutput:
         """Loss of a micro-batch, see ``awm.interfaces.Objective``."""
         noised = self.noise(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
-
-        def frozen(weights: WeightSet, needed: bool) -> Tensor | None:
-            return noised.frozen_velocity(policy, weights, self.guidance_scale) if needed else None
-
+        moved = not on_policy and self.old_policy == "rollout" and not self.off_policy
         # Before the forward with gradient: its activations are then not held while others run.
-        reference = frozen("reference", self.needs_reference)
-        anchor = frozen("anchor", self.needs_anchor)
-        moved = not on_policy and self.old_policy == "rollout"
-        old = anchor if self.off_policy else frozen("rollout", moved)
+        others = noised.frozen_velocities(
+            policy,
+            self.guidance_scale,
+            {"reference": self.needs_reference, "anchor": self.needs_anchor, "rollout": moved},
+        )
         return self.loss(
             noised.velocity(policy, self.guidance_scale),
             noised.target,
             noised.t,
             batch.advantage,
-            velocity_old=old,
-            velocity_reference=reference,
-            velocity_anchor=anchor,
+            velocity_old=others.get("anchor" if self.off_policy else "rollout"),
+            velocity_reference=others.get("reference"),
+            velocity_anchor=others.get("anchor"),
         )
-
-    def noise(self, batch: Experience, *, seed: int, epoch: int, inner_epoch: int) -> NoisedBatch:
-        """The micro-batch at T times each, with fresh numbers for every pass over the epoch's samples."""
-        keys = batch.group if self.group_noise else batch.sample_index
-        noise = SampleNoise(seed, f"train/{inner_epoch}", epoch, keys, batch.x_0.device)
-        return noise_batch(batch, noise, num_times=self.train_timesteps, draw_times=self.draw_times)

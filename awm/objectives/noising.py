@@ -6,14 +6,16 @@ time j. Every objective that trains on the forward process starts here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from awm.flow.path import interpolate, target_velocity
 from awm.flow.rng import SampleNoise
+from awm.flow.times import draw_times, validate_times
 from awm.interfaces import Policy, WeightSet
 from awm.types import Condition, Experience
 
@@ -45,6 +47,44 @@ class NoisedBatch:
         with policy.using(weights):
             return self.velocity(policy, guidance_scale)
 
+    def frozen_velocities(
+        self, policy: Policy, guidance_scale: float, needed: Mapping[WeightSet, bool]
+    ) -> dict[WeightSet, Tensor]:
+        """``frozen_velocity`` of the weight sets that are needed, and no forward for the others."""
+        names = [name for name, wanted in needed.items() if wanted]
+        return {name: self.frozen_velocity(policy, name, guidance_scale) for name in names}
+
+
+@dataclass(frozen=True, slots=True)
+class Noising:
+    """How an objective noises a micro-batch.
+
+    Attributes:
+        grid: times of the rollout, n + 1, as scheduled.
+        num_times: T, times each sample is noised at.
+        fraction: share of the grid that times are drawn from, from the noise end.
+        kind: distribution of the times, see ``awm.flow.times.draw_times``.
+        shift: of the two continuous distributions.
+        group_noise: the images of a prompt share their times and noise.
+    """
+
+    grid: tuple[float, ...]
+    num_times: int = 6
+    fraction: float = 0.9
+    kind: str = "discrete_wo_init"
+    shift: float = 3.0
+    group_noise: bool = False
+
+    def __post_init__(self) -> None:
+        validate_times(self.kind, num_times=self.num_times, grid=self.grid, fraction=self.fraction)
+
+    def __call__(self, batch: Experience, *, seed: int, epoch: int, inner_epoch: int) -> NoisedBatch:
+        """The micro-batch at T times each, with fresh numbers for every pass over the epoch's samples."""
+        keys = batch.group if self.group_noise else batch.sample_index
+        noise = SampleNoise(seed, f"train/{inner_epoch}", epoch, keys, batch.x_0.device)
+        times = partial(draw_times, kind=self.kind, grid=self.grid, fraction=self.fraction, shift=self.shift)
+        return noise_batch(batch, noise, num_times=self.num_times, draw_times=times)
+
 
 def noise_batch(
     batch: Experience, noise: SampleNoise, *, num_times: int, draw_times: Callable[[Tensor], Tensor]
@@ -58,10 +98,14 @@ def noise_batch(
         draw_times: uniform numbers [T, B] -> times [T, B], ``awm.flow.times.draw_times`` with its options.
     """
     t = draw_times(noise.rand((num_times,)).T)
-    eps = noise.randn((num_times, *batch.x_0.shape[1:])).transpose(0, 1)
+    return noised_with(batch, noise.randn((num_times, *batch.x_0.shape[1:])).transpose(0, 1), t)
+
+
+def noised_with(batch: Experience, eps: Tensor, t: Tensor) -> NoisedBatch:
+    """B samples with noise [T, B, C, H, W] at times [T, B]."""
     return NoisedBatch(
         x_t=interpolate(batch.x_0, eps, t),
         t=t,
         target=target_velocity(batch.x_0, eps),
-        condition=batch.condition.take(batch.prompt_index).repeat(num_times),
+        condition=batch.condition.take(batch.prompt_index).repeat(len(t)),
     )

@@ -24,17 +24,21 @@ def check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}.")
 
 
-def velocity_mse(velocity: Tensor, target: Tensor) -> Tensor:
+def velocity_mse(velocity: Tensor, target: Tensor, *, largest: Tensor | None = None) -> Tensor:
     """Mean over features of (v - u)^2, at least in float32 (the public code uses float64; nothing here needs it).
 
     Args:
         velocity: [T, B, C, H, W] prediction.
         target: [T, B, C, H, W] what it is compared with.
+        largest: [T, B] bound on each feature's (v - u)^2, beyond which it has no gradient; None: no bound.
 
     Returns:
         [T, B] squared error per dimension.
     """
-    return (at_least_float32(velocity) - at_least_float32(target)).square().flatten(2).mean(2)
+    squares = (at_least_float32(velocity) - at_least_float32(target)).square().flatten(2)
+    if largest is not None:
+        squares = torch.minimum(squares, largest.to(squares.dtype).unsqueeze(2))
+    return squares.mean(2)
 
 
 def log_likelihood(mse: Tensor, t: Tensor, *, weighting: str, ghuber_power: float = 0.25) -> Tensor:
@@ -118,6 +122,43 @@ def kl_term(velocity: Tensor, velocity_other: Tensor, t: Tensor, *, weight: str)
         [B].
     """
     return (kl_time_weight(t, weight) * velocity_mse(velocity, velocity_other.detach())).mean(0)
+
+
+def add_kl_terms(
+    loss: Tensor,
+    velocity: Tensor,
+    t: Tensor,
+    *,
+    velocity_reference: Tensor | None,
+    velocity_anchor: Tensor | None,
+    beta: float,
+    kl_weight: str,
+    ema_beta: float,
+    kl_ema_weight: str,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss plus beta KL_ref + ema_beta KL_anchor, and their metrics.
+
+    Args:
+        loss: [B].
+        velocity: [T, B, C, H, W] of the policy being trained.
+        t: [T, B] times.
+        velocity_reference: [T, B, C, H, W] of the pre-trained model; None leaves out its KL.
+        velocity_anchor: [T, B, C, H, W] of the slow copy; None leaves out its KL.
+        beta: coefficient of the KL to the reference.
+        kl_weight: its k(t), see ``kl_time_weight``.
+        ema_beta: coefficient of the KL to the anchor.
+        kl_ema_weight: its k(t).
+    """
+    metrics: dict[str, Tensor] = {}
+    if velocity_reference is not None:
+        kl = kl_term(velocity, velocity_reference, t, weight=kl_weight)
+        loss = loss + beta * kl
+        metrics |= {"loss/kl_reference": kl, "velocity_norm_ratio": norm_ratio(velocity, velocity_reference)}
+    if velocity_anchor is not None:
+        kl = kl_term(velocity, velocity_anchor, t, weight=kl_ema_weight)
+        loss = loss + ema_beta * kl
+        metrics["loss/kl_anchor"] = kl
+    return loss, metrics
 
 
 def norm_ratio(velocity: Tensor, velocity_other: Tensor) -> Tensor:

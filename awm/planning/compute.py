@@ -18,6 +18,12 @@ def compute_lines(config: ConfigDict, plan: Plan, costs: Costs) -> list[str]:
         ("text encoders, per prompt", costs.encode, prompts),
         ("sampling, per row", costs.forward, sizes.images * plan.sampling.plain),
         ("decoding, per image", costs.decode, sizes.images),
+        # Forward and, as the decoder's own weights need no gradient, as much again; the reward model is not counted.
+        *(
+            [("gradient of the reward, per image", 2 * costs.decode, sizes.images)]
+            if plan.needs_reward_gradient
+            else []
+        ),
         ("training without gradient, per row", costs.forward, sizes.images * plan.training.plain),
         ("training with gradient, per row", costs.training, sizes.images * plan.training.trained),
     ]

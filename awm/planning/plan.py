@@ -29,6 +29,7 @@ class Plan:
         evaluating: rows per evaluated image.
         held_out: images of one evaluation of one weight set; 0 without evaluations.
         needs_trajectory: whether the states of the rollout are kept.
+        needs_reward_gradient: whether every image is decoded once more, with a backward pass.
         train_prompts: lines of the prompt file.
     """
 
@@ -38,6 +39,7 @@ class Plan:
     evaluating: Rows
     held_out: int
     needs_trajectory: bool
+    needs_reward_gradient: bool
     train_prompts: int
 
 
@@ -65,7 +67,8 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
         training=training_rows(objective, sampler, sizes),
         evaluating=sampling_rows(evaluator, scale),
         held_out=held_out,
-        needs_trajectory=objective.needs_trajectory,
+        needs_trajectory=objective.needs.trajectory,
+        needs_reward_gradient=objective.needs.reward_gradient,
         train_prompts=len(prompts),
     )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from awm.interfaces import Reward
+from awm.interfaces import HasGradient, Reward
 from awm.rewards.collect import run_all
 from awm.rewards.errors import RewardError
 from awm.types import Rewards
@@ -59,6 +59,20 @@ class MixtureReward:
         """Name -> versions of the scorer on a server, of those that have answered."""
         found = {name: str(getattr(reward, "fingerprint", "")) for name, reward in self._rewards.items()}
         return {name: fingerprint for name, fingerprint in found.items() if fingerprint}
+
+    def score(self, images: Tensor, text: Sequence[str]) -> Tensor:
+        """The weighted sum [B], differentiable with respect to images [B, 3, H, W] in [0, 1].
+
+        Of rewards with a gradient: ``without_gradient`` has to be empty.
+        """
+        weighted = [(reward, self._weights[name]) for name, reward in self._rewards.items() if self._weights[name]]
+        scores = [w * reward.score(images, text) for reward, w in weighted if isinstance(reward, HasGradient)]
+        return torch.stack([score.to(images.device) for score in scores]).sum(0)
+
+    def without_gradient(self) -> list[str]:
+        """Names of the rewards with a weight that have no differentiable ``score``."""
+        rewards = self._rewards.items()
+        return [name for name, reward in rewards if self._weights[name] and not isinstance(reward, HasGradient)]
 
     def check(self) -> None:
         """Check every reward; only those with a weight may stop the run."""

@@ -55,13 +55,16 @@ class Advantages:
     max_invalid_fraction: float
     standardized: Mapping[str, float] = field(default_factory=dict)
 
+    def reward(self, rewards: Rewards) -> Tensor:
+        """[B] what samples are compared by: the weighted sum, of standardised rewards if asked for."""
+        if self.standardized:
+            return standardized_sum(rewards.parts, self.standardized, rewards.valid)
+        return rewards.total
+
     def __call__(self, rewards: Rewards, group: Tensor) -> Tensor:
         """[B] advantages of all the epoch's rewards in groups [B]; zero where not valid."""
-        total = rewards.total
-        if self.standardized:
-            total = standardized_sum(rewards.parts, self.standardized, rewards.valid)
         return group_advantages(
-            total,
+            self.reward(rewards),
             group,
             rewards.valid,
             global_std=self.global_std,

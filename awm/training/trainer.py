@@ -13,17 +13,18 @@ from awm.flow.rng import SampleNoise
 from awm.interfaces import Policy
 from awm.rewards.errors import RewardError
 from awm.training.averaging import anchor_decay, average_decay
+from awm.training.credit import Credit
 from awm.training.distributed import Distributed
-from awm.training.epoch_rewards import EpochRewards, gather_rewards
+from awm.training.epoch_rewards import gather_rewards
 from awm.training.geometry import Geometry
 from awm.training.outputs import RunOutputs
 from awm.training.phases import PhaseTimer, timing_metrics
 from awm.training.probe import VelocityProbe
-from awm.training.rollout import Rollout, RolloutResult
-from awm.training.settings import Advantages, Averaging, Schedule
+from awm.training.rollout import Rollout
+from awm.training.settings import Averaging, Schedule
 from awm.training.stopping import StopRequestedError
 from awm.training.update import NonFiniteLossError, Update
-from awm.types import Experience, Prompts
+from awm.types import Prompts
 
 
 @dataclass
@@ -42,7 +43,7 @@ class Trainer:
     prompts: PromptSet
     seed: int
     schedule: Schedule
-    advantages: Advantages
+    credit: Credit
     averaging: Averaging
     epoch: int = 0
     step: int = 0
@@ -71,8 +72,7 @@ class Trainer:
         with self.outputs.progress(self.epoch + 1, "sampling", self.geometry.images_per_rank) as done:
             rollout = self.rollout(prompts, self.rollout_noise, done, keep=self.outputs.grid_rows)
         rewards = gather_rewards(rollout.rewards, prompts.group, self.distributed)
-        rewards.require(self.advantages.max_invalid_fraction, self.epoch + 1)
-        experience = self.experience(rollout, rewards)
+        experience, weights = self.credit(rollout, rewards, prompts, self.epoch)
         timer.lap("rollout")
         visits = self.geometry.images_per_rank * self.geometry.num_passes
         with self.outputs.progress(self.epoch + 1, "training", visits) as done:
@@ -85,7 +85,7 @@ class Trainer:
         timer.lap("train")
         timing = timing_metrics(timer.seconds | rollout.seconds, self.geometry.images, self.distributed)
         self.outputs.write_grid(self.epoch, prompts, rollout)
-        self.finish_epoch(losses | rewards.metrics() | timing)
+        self.finish_epoch(losses | weights | rewards.metrics() | timing)
 
     def epoch_prompts(self) -> Prompts:
         """This rank's share of the epoch's prompts, each repeated for its group."""
@@ -103,22 +103,6 @@ class Trainer:
         """Numbers of this rank's samples in the whole epoch, [B] int64."""
         first = self.distributed.rank * self.geometry.images_per_rank
         return torch.arange(first, first + self.geometry.images_per_rank)
-
-    def experience(self, rollout: RolloutResult, epoch_rewards: EpochRewards) -> Experience:
-        """Attach the advantages A_i = (R_i - mean of the group) / std, over all ranks."""
-        rewards, group = epoch_rewards.rewards, epoch_rewards.group
-        index, device = self.sample_index(), self.distributed.device
-        advantage = self.advantages(rewards, group)
-        return Experience(
-            x_0=rollout.trajectory.x_0,
-            condition=rollout.condition,
-            prompt_index=rollout.prompt_index,
-            sample_index=index,
-            group=group[index],
-            advantage=advantage[index].to(device),
-            valid=rewards.valid[index].to(device),
-            trajectory=rollout.trajectory if self.update.objective.needs_trajectory else None,
-        )
 
     def move_slow_weights(self, steps: int) -> None:
         """Anchor after every epoch (d grows with the optimizer steps), average every few."""

@@ -10,9 +10,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from awm.interfaces import Objective, Policy, Sampler, WeightSet
+from awm.interfaces import Objective, Policy, PreparesEpoch, Sampler, WeightSet
 from awm.training.geometry import Geometry
-from awm.types import Condition, Experience, Trajectory
+from awm.types import Condition, Experience, GroupMates, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,13 +40,17 @@ def training_rows(objective: Objective, sampler: Sampler, sizes: Geometry) -> Ro
     kinds = []
     for on_policy in (True, False):
         toy = _Toy()
+        policy, batch = cast(Policy, _ToyPolicy(toy)), _one_sample(sampler)
+        if isinstance(objective, PreparesEpoch):
+            batch, _ = objective.prepare(policy, batch, seed=0, epoch=0, gather=lambda values: values)
+        prepared, toy.plain = toy.plain, 0  # once an epoch, not in every pass
         with torch.enable_grad():
-            policy = cast(Policy, _ToyPolicy(toy))
-            objective(policy, _one_sample(sampler), seed=0, epoch=0, inner_epoch=0, on_policy=on_policy)
+            objective(policy, batch, seed=0, epoch=0, inner_epoch=0, on_policy=on_policy)
         kinds.append(toy)
     first = 1 / sizes.updates_per_pass
     rest = sizes.num_passes - first
-    return Rows(*(first * getattr(kinds[0], name) + rest * getattr(kinds[1], name) for name in ("plain", "trained")))
+    plain, trained = (first * getattr(kinds[0], n) + rest * getattr(kinds[1], n) for n in ("plain", "trained"))
+    return Rows(prepared + plain, trained)
 
 
 def groups_of(rank: int, sizes: Geometry) -> range:
@@ -124,4 +128,7 @@ def _one_sample(sampler: Sampler) -> Experience:
         advantage=torch.ones(1),
         valid=torch.ones(1, dtype=torch.bool),
         trajectory=trajectory,
+        weight=torch.ones(1),
+        weight_gradient=torch.zeros_like(trajectory.x_0),
+        mates=GroupMates(x_0=trajectory.x_0, group=zero, sample_index=zero, weight=torch.ones(1)),
     )

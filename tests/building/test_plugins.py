@@ -23,7 +23,7 @@ from awm.flow.rng import SampleNoise
 from awm.flow.times import draw_times
 from awm.objectives.noising import noise_batch
 from awm.objectives.terms import velocity_mse
-from awm.types import LossOutput, Trajectory
+from awm.types import LossOutput, Needs, Trajectory
 from tests.training.test_trainer import build
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
@@ -49,7 +49,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The README's objective as ``fine_tuning`` and the sampler above as ``midpoint``."""
     (block,) = re.findall(r"```python\n(  class FineTuning.*?)```", README, flags=re.DOTALL)
     names: dict[str, Any] = {"partial": partial, "draw_times": draw_times, "SampleNoise": SampleNoise}
-    names |= {"noise_batch": noise_batch, "velocity_mse": velocity_mse, "LossOutput": LossOutput}
+    names |= {"noise_batch": noise_batch, "velocity_mse": velocity_mse, "LossOutput": LossOutput, "Needs": Needs}
     exec("if True:\n" + block, names)  # the block is indented, as part of a list
     module = SimpleNamespace(FineTuning=names["FineTuning"], Midpoint=Midpoint)
     monkeypatch.setitem(sys.modules, "newcomer", module)  # type: ignore[arg-type]

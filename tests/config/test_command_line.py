@@ -109,7 +109,7 @@ def test_an_unknown_key_in_a_json_file_is_an_error(tmp_path: Path):
     ("override", "message"),
     [
         ("train.weighting=ghubr", r"train.weighting='ghubr' is not valid.*'ghuber'.*Did you mean 'ghuber'"),
-        ("train.algorithm=awmm", r"unknown train.algorithm 'awmm'; known: awm"),
+        ("train.algorithm=awmm", r"unknown train.algorithm 'awmm'; known: awm, rfm, simpo"),
         ("sample.sampler=sa_slover", r"unknown sampler 'sa_slover'.*Did you mean 'sa_solver'"),
         ("prompt_fn=genval", r"unknown prompt_fn 'genval'.*Did you mean 'geneval'"),
         ("train.beta=-1.0", r"train.beta=-1.0 is not valid; it must be at least 0"),
@@ -123,6 +123,62 @@ def test_an_unknown_key_in_a_json_file_is_an_error(tmp_path: Path):
 def test_values_are_checked_before_anything_loads(override: str, message: str):
     with pytest.raises(ValueError, match=message):
         validate(run(f"--config.{override}"))
+
+
+@pytest.mark.parametrize("algorithm", ["simpo", "rfm"])
+def test_every_algorithm_starts_from_the_quickstart(algorithm: str):
+    validate(run(f"--config.train.algorithm={algorithm}"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["simpo_weighting=lineal"], r"train.simpo_weighting='lineal' is not valid.*Did you mean 'linear'"),
+        (["simpo_floor=-0.5"], r"simpo_floor.* do not fit: floor=-0.5 has no meaning for weighting 'exp'"),
+        (["simpo_weighting=wd1", "simpo_floor=-0.5"], r"floor=-0.5 has no meaning for weighting 'wd1'"),
+        (["simpo_weighting=linear", "simpo_floor=0.5"], r"train.simpo_floor=0.5 is not valid.*at most 0"),
+        (["simpo_weighting=square", "simpo_power=3.0"], r"power=3 is an option of weighting 'power'"),
+        (["simpo_weighting=power", "simpo_power=0.0"], r"train.simpo_power=0.0 is not valid"),
+        (["simpo_temperature=0.0"], r"train.simpo_temperature=0.0 is not valid; it must be a finite number greater"),
+        (["simpo_min_temperature=0.0"], r"train.simpo_min_temperature=0.0 is not valid"),
+        (
+            ["simpo_temperature=1.0", "simpo_target_kl=1.0"],
+            r"train.simpo_temperature and train.simpo_target_kl are set, but each decides the temperature",
+        ),
+        (["simpo_target_kl=2.1"], r"train.simpo_target_kl=2.1 is out of reach with .*_per_prompt=8: .* log 8 = 2.08"),
+        (["simpo_target_entropy=2.1"], r"train.simpo_target_entropy=2.1 is out of reach"),
+        (["simpo_weighting=wd1", "simpo_target_kl=1.0"], r"'wd1' have mean 0 and .*; set train.simpo_temperature"),
+        (["simpo_pull=-1.0"], r"train.simpo_pull=-1.0 is not valid; it must be at least 0"),
+        (["simpo_error_clip=0.0"], r"train.simpo_error_clip=0.0 is not valid; it must be greater than 0"),
+    ],
+)
+def test_simpo_s_values_are_checked_before_anything_loads(overrides: list[str], message: str):
+    with pytest.raises(ValueError, match=message):
+        validate(run("--config.train.algorithm=simpo", *(f"--config.train.{override}" for override in overrides)))
+
+
+@pytest.mark.parametrize("algorithm", ["simpo", "rfm"])
+def test_weights_need_groups_of_several_images(algorithm: str):
+    given = f"--config.train.algorithm={algorithm}"
+    with pytest.raises(ValueError, match=r"num_image_per_prompt=1 makes every weight one; sample at least 2"):
+        validate(run(given, "--config.sample.num_image_per_prompt=1"))
+    with pytest.raises(ValueError, match=r"no use for per_prompt_stat_tracking=False; set it to True"):
+        validate(run(given, "--config.per_prompt_stat_tracking=False"))
+
+
+def test_wd1_needs_no_target():
+    given = ["--config.train.algorithm=simpo", "--config.train.simpo_weighting=wd1"]
+    validate(run(*given))
+    validate(run(*given, "--config.train.simpo_temperature=0.5", "--config.sample.num_image_per_prompt=4"))
+
+
+def test_four_images_are_too_few_for_the_default_divergence_of_simpo():
+    given = ["--config.train.algorithm=simpo", "--config.sample.num_image_per_prompt=4"]
+    with pytest.raises(ValueError, match=r"train.simpo_target_kl=1.5 is out of reach.* log 4 = 1.39 nats"):
+        validate(run(*given))
+    validate(run(*given, "--config.train.simpo_target_kl=0.8"))
+    validate(run(*given, "--config.train.simpo_target_entropy=0.8"))
+    validate(run(*given, "--config.train.simpo_temperature=1"))
 
 
 def test_beta_and_ema_beta_may_each_be_zero():

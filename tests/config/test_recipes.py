@@ -71,6 +71,28 @@ OWN: dict[str, dict[str, Any]] = {
     },
 }
 SD3_RECIPES = [name for name in RECIPES if "_sd3_" in name]
+AWM_RECIPES = [name for name in SD3_RECIPES if "_no_cfg_" in name]
+# What a recipe of another algorithm changes in AWM's, beside the name.
+UNIFORM = {"train.weighting": "Uniform"}
+SIMPO = {"train.algorithm": "simpo", **UNIFORM}
+RFM = {"train.algorithm": "rfm", **UNIFORM}
+WEIGHTS: dict[str, dict[str, Any]] = {
+    "exp": {},
+    "linear": {"train.simpo_weighting": "linear"},
+    "square": {"train.simpo_weighting": "square"},
+    "linear_neg": {"train.simpo_weighting": "linear", "train.simpo_floor": -0.5},
+    "square_neg": {"train.simpo_weighting": "square", "train.simpo_floor": -0.5},
+}
+TINY = {"train.simpo_target_kl": 0.5, "train.old_policy": "rollout"}
+CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "pickscore_sd3_rfm_1node": ("pickscore_sd3_no_cfg_1node", RFM),
+    "quickstart_rfm": ("quickstart", RFM),
+    **{
+        f"geneval_sd3_simpo_{kind}_1node": ("geneval_sd3_no_cfg_1node", SIMPO | weights)
+        for kind, weights in WEIGHTS.items()
+    },
+    **{f"quickstart_simpo_{kind}": ("quickstart", SIMPO | TINY | weights) for kind, weights in WEIGHTS.items()},
+}
 
 
 def test_the_recipes_of_the_awm_readme_and_the_quickstart_exist():
@@ -78,13 +100,24 @@ def test_the_recipes_of_the_awm_readme_and_the_quickstart_exist():
     assert set(RECIPES) >= {*tasks, "quickstart"}
 
 
-@pytest.mark.parametrize("name", SD3_RECIPES)
+@pytest.mark.parametrize("name", AWM_RECIPES)
 def test_published_values(name: str):
     config = get_config(name)
     task = name.split("_")[0]
     values = flatten(config.to_dict())
     expected = SHARED | OWN[task] | {"reward_fn": {task: 1.0}, "dataset": f"dataset/{task}", "run_name": name}
     assert {key: values[key] for key in expected} == expected
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_another_algorithm_changes_nothing_but_its_own(name: str):
+    base, changes = CHANGES[name]
+    ours, theirs = (flatten(get_config(recipe).to_dict()) for recipe in (name, base))
+    assert {key: value for key, value in ours.items() if value != theirs[key]} == changes | {"run_name": name}
+
+
+def test_every_recipe_is_published_a_change_or_the_quickstart():
+    assert {*AWM_RECIPES, *CHANGES, "quickstart", "quickstart_full"} == set(RECIPES)
 
 
 @pytest.mark.parametrize("world_size", [1, 8, 32])
@@ -106,7 +139,7 @@ def test_every_recipe_builds_its_objective_and_samplers(name: str):
     assert rollout_sampler(config) == "sa_solver"
     assert sampler.grid[0] == pytest.approx(0.999)
     objective: Any = build_objective(config)
-    assert objective.train_timesteps == config.train.train_timesteps
+    assert objective.noise.num_times == config.train.train_timesteps
     assert objective.needs_reference == (config.train.beta > 0)
 
 

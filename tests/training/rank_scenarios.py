@@ -44,8 +44,11 @@ class Brightness:
     def check(self) -> None: ...
 
     def __call__(self, images: Tensor, text: Sequence[str], metadata: Sequence[Any]) -> Rewards:
-        total = images.double().mean((1, 2, 3)).float()
+        total = self.score(images, text)
         return Rewards(total, {self.name: total}, torch.isfinite(total))
+
+    def score(self, images: Tensor, text: Sequence[str]) -> Tensor:
+        return images.double().mean((1, 2, 3)).float()
 
 
 IN_PROCESS.add("brightness", "tests.training.rank_scenarios:Brightness")
@@ -83,15 +86,15 @@ def train(engine: str, config_path: str) -> dict[str, Any]:
     distributed = Distributed(config.mixed_precision)
     trainer = build_trainer(config, distributed, StopRequest(distributed))
     seen: dict[str, Any] = {"gradients": []}
-    experience, step = trainer.experience, trainer.update.optimizer.step
+    credit, step = trainer.credit, trainer.update.optimizer.step
 
-    def recording(rollout: Any, gathered: Any) -> Any:
-        result = experience(rollout, gathered)
+    def recording(rollout: Any, gathered: Any, prompts: Any, epoch: int) -> Any:
+        result, metrics = credit(rollout, gathered, prompts, epoch)
         seen["x_0"] = distributed.gather(result.x_0)
         seen.setdefault("first_x_0", seen["x_0"])
         seen["reward"] = gathered.rewards.total
         seen["advantage"] = distributed.gather(result.advantage)
-        return result
+        return result, metrics
 
     def stepping() -> None:
         gradients = [parameter.grad for parameter in trainer.policy.trainable_parameters()]
@@ -100,7 +103,7 @@ def train(engine: str, config_path: str) -> dict[str, Any]:
             seen["gradients"].append(torch.cat([g.flatten() for g in whole]).clone())
         step()
 
-    trainer.experience = recording  # type: ignore[method-assign]
+    trainer.credit = recording  # type: ignore[assignment]
     trainer.update.optimizer.step = stepping  # type: ignore[method-assign]
     trainer.train()
     trainer.outputs.finish()

@@ -1,0 +1,232 @@
+"""Signed Measure Policy Optimization: flow matching to one's own samples, weighted by what they are worth.
+
+    L = E_{t, eps} E_i[ c_i phi(||v(x_t, t, c) - (eps - x_0)||^2) ] + alpha ||v - v_old||^2
+        + beta KL_ref + ema_beta KL_anchor
+
+with the weights W_i of ``awm.weightings``, which may be negative. At c = W and alpha = 0 it is SiMPO's eq 7, at
+phi(m) = m with the minimiser v* = E[W u | x_t] / E[W | x_t] (eq 8). The centred form c = W - 1 with alpha = 1 has
+the same minimiser, since v_old = E[u | x_t], and at v_old the same expected gradient with less variance: what all
+samples have in common does not enter it. See arXiv 2603.10250; centring and pull are ours.
+
+Case I, E[W | x_t] > 0, has a minimum. In case II the loss repels from v* without bound: a row (sample, time) whose
+total coefficient is negative is therefore trained on an error clipped elementwise, as its authors' code does.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from awm.interfaces import Policy
+from awm.objectives.awm import OLD_POLICIES
+from awm.objectives.group_weights import GroupWeighing
+from awm.objectives.noising import Noising
+from awm.objectives.terms import (
+    KL_WEIGHTS,
+    WEIGHTINGS,
+    add_kl_terms,
+    check_name,
+    kl_term,
+    kl_time_weight,
+    log_likelihood,
+    velocity_mse,
+)
+from awm.types import Experience, GroupWeights, LossOutput, Needs
+from awm.weightings import Weighting
+
+
+def simpo_loss(
+    velocity: Tensor,
+    target: Tensor,
+    t: Tensor,
+    weight: Tensor,
+    *,
+    velocity_old: Tensor | None = None,
+    velocity_reference: Tensor | None = None,
+    velocity_anchor: Tensor | None = None,
+    weighting: str = "Uniform",
+    ghuber_power: float = 0.25,
+    pull: float = 0.0,
+    error_clip: float = 5.0,
+    beta: float = 0.0,
+    kl_weight: str = "Uniform",
+    ema_beta: float = 0.0,
+    kl_ema_weight: str = "Uniform",
+) -> LossOutput:
+    """Loss of B samples, each averaged over its T times: c phi(m) + alpha ||v - v_old||^2 + the KL terms.
+
+    Args:
+        velocity: [T, B, ...] of the policy being trained; the only argument that gets a gradient.
+        target: [T, B, ...] the path's velocity eps - x_0.
+        t: [T, B] times.
+        weight: [B] c, W or W - 1.
+        velocity_old: [T, B, ...] of the policy that sampled; None if it is the one being trained, where the pull
+            has neither value nor gradient.
+        velocity_reference: [T, B, ...] of the pre-trained model; None leaves out its KL.
+        velocity_anchor: [T, B, ...] of the slow copy; None leaves out its KL.
+        weighting: of phi, the negative ``log_likelihood`` of that name; the theory has Uniform, phi(m) = m.
+        ghuber_power: p of weighting "ghuber".
+        pull: alpha.
+        error_clip: bound on each feature's (v - u)^2 in rows that repel, without gradient beyond it.
+        beta: coefficient of the KL to the reference.
+        kl_weight: its k(t), see ``kl_time_weight``.
+        ema_beta: coefficient of the KL to the anchor.
+        kl_ema_weight: its k(t).
+    """
+    total = weight + pull + beta * kl_time_weight(t, kl_weight) + ema_beta * kl_time_weight(t, kl_ema_weight)
+    repels = total < 0
+    largest = torch.where(repels, error_clip, math.inf)
+    mse = velocity_mse(velocity, target, largest=largest)
+    loss = (-weight * log_likelihood(mse, t, weighting=weighting, ghuber_power=ghuber_power)).mean(0)
+    metrics = {"loss/policy": loss, "velocity_mse": mse.mean(0), "weight/case_two": repels.to(loss.dtype).mean(0)}
+    if velocity_old is not None and pull > 0:
+        distance = kl_term(velocity, velocity_old, t, weight="Uniform")
+        loss = loss + pull * distance
+        metrics["loss/pull"] = distance
+    loss, kl_metrics = add_kl_terms(
+        loss,
+        velocity,
+        t,
+        velocity_reference=velocity_reference,
+        velocity_anchor=velocity_anchor,
+        beta=beta,
+        kl_weight=kl_weight,
+        ema_beta=ema_beta,
+        kl_ema_weight=kl_ema_weight,
+    )
+    return LossOutput(loss, {name: value.detach() for name, value in (metrics | kl_metrics).items()})
+
+
+class SiMPO:
+    """The objective: weighs an epoch's images, draws times and noise, and runs the forwards ``simpo_loss`` needs.
+
+    Args:
+        grid: times of the rollout, n + 1, as scheduled (without the end-point edits of a solver).
+        simpo_weighting: "exp", "linear", "square", "power" or "wd1".
+        simpo_floor: smallest weight, at most 0; below 0, bad images repel.
+        simpo_power: p of "power".
+        simpo_temperature: fixed temperature, in units of the std of rewards; None: solved for a target, and 1 for
+            wd1, which can have none.
+        simpo_target_kl: KL(p || uniform) that the weights of a prompt's images are to have on average, nats; None:
+            1.5 unless another of the three is given.
+        simpo_target_entropy: their entropy instead.
+        simpo_min_temperature: smallest solved temperature.
+        simpo_centred: c = W - 1 instead of W; wd1's weights have mean zero and stay.
+        simpo_pull: alpha. Without effect if ``old_policy`` is "current".
+        simpo_error_clip: see ``simpo_loss``.
+        train_timesteps: T, times each sample is trained at.
+        timestep_fraction: share of the grid that is trained on, from the noise end.
+        time_type: distribution of the times, see ``draw_times``.
+        time_shift: shift of the two continuous distributions.
+        weighting: Uniform, t, t**2, huber or ghuber.
+        ghuber_power: p of ghuber.
+        beta: coefficient of the KL to the reference; 0 skips its forward.
+        kl_weight: Uniform or ELBO.
+        ema_beta: coefficient of the KL to the anchor; 0 skips its forward.
+        kl_ema_weight: Uniform or ELBO.
+        guidance_scale: classifier-free guidance of every forward in training; 1 for none.
+        off_policy: the anchor sampled, so the pull is to it.
+        old_policy: "rollout": the pull is to the weights that sampled, for one more forward after the first update
+            of an epoch. "current": no pull.
+        group_noise: the images of a prompt share their times and noise, see ``AWM``.
+    """
+
+    needs = Needs()
+
+    def __init__(
+        self,
+        *,
+        grid: tuple[float, ...],
+        simpo_weighting: str = "exp",
+        simpo_floor: float = 0.0,
+        simpo_power: float = 2.0,
+        simpo_temperature: float | None = None,
+        simpo_target_kl: float | None = None,
+        simpo_target_entropy: float | None = None,
+        simpo_min_temperature: float = 0.05,
+        simpo_centred: bool = True,
+        simpo_pull: float = 1.0,
+        simpo_error_clip: float = 5.0,
+        train_timesteps: int = 6,
+        timestep_fraction: float = 0.9,
+        time_type: str = "discrete_wo_init",
+        time_shift: float = 3.0,
+        weighting: str = "Uniform",
+        ghuber_power: float = 0.25,
+        beta: float = 0.0,
+        kl_weight: str = "Uniform",
+        ema_beta: float = 0.0,
+        kl_ema_weight: str = "Uniform",
+        guidance_scale: float = 1.0,
+        off_policy: bool = False,
+        old_policy: str = "rollout",
+        group_noise: bool = False,
+    ) -> None:
+        check_name("weighting", weighting, WEIGHTINGS)
+        check_name("kl_weight", kl_weight, KL_WEIGHTS)
+        check_name("kl_ema_weight", kl_ema_weight, KL_WEIGHTS)
+        check_name("old_policy", old_policy, OLD_POLICIES)
+        self.weigh_groups = GroupWeighing(
+            Weighting(simpo_weighting, floor=simpo_floor, power=simpo_power),
+            temperature=simpo_temperature,
+            target_kl=simpo_target_kl,
+            target_entropy=simpo_target_entropy,
+            min_temperature=simpo_min_temperature,
+        )
+        self.centre = 1.0 if simpo_centred and simpo_weighting != "wd1" else 0.0
+        self.pull = 0.0 if old_policy == "current" and not off_policy else simpo_pull
+        self.needs_reference = beta > 0
+        self.needs_anchor = ema_beta > 0 or (off_policy and self.pull > 0)
+        self.off_policy = off_policy
+        self.guidance_scale = guidance_scale
+        self.train_timesteps = train_timesteps
+        self.noise = Noising(
+            grid=grid,
+            num_times=train_timesteps,
+            fraction=timestep_fraction,
+            kind=time_type,
+            shift=time_shift,
+            group_noise=group_noise,
+        )
+        self.loss = partial(
+            simpo_loss,
+            weighting=weighting,
+            ghuber_power=ghuber_power,
+            pull=self.pull,
+            error_clip=simpo_error_clip,
+            beta=beta,
+            kl_weight=kl_weight,
+            ema_beta=ema_beta,
+            kl_ema_weight=kl_ema_weight,
+        )
+
+    def weigh(self, reward: Tensor, group: Tensor, valid: Tensor) -> GroupWeights:
+        """Weights of an epoch's images, see ``awm.interfaces.WeighsGroups``."""
+        return self.weigh_groups(reward, group, valid)
+
+    def __call__(
+        self, policy: Policy, batch: Experience, *, seed: int, epoch: int, inner_epoch: int, on_policy: bool
+    ) -> LossOutput:
+        """Loss of a micro-batch, see ``awm.interfaces.Objective``."""
+        if batch.weight is None:
+            raise ValueError("SiMPO's samples have no weight; give Experience.weight what weigh() returned for them.")
+        noised = self.noise(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
+        moved = not on_policy and self.pull > 0 and not self.off_policy
+        # Before the forward with gradient: its activations are then not held while others run.
+        others = noised.frozen_velocities(
+            policy,
+            self.guidance_scale,
+            {"reference": self.needs_reference, "anchor": self.needs_anchor, "rollout": moved},
+        )
+        return self.loss(
+            noised.velocity(policy, self.guidance_scale),
+            noised.target,
+            noised.t,
+            batch.weight - self.centre,
+            velocity_old=others.get("anchor" if self.off_policy else "rollout"),
+            velocity_reference=others.get("reference"),
+            velocity_anchor=others.get("anchor"),
+        )
