@@ -40,6 +40,7 @@ SERVER = [
 GENEVAL = ["scipy>=1.11"]
 OCR = ["rapidocr>=3.10,<4", "onnxruntime>=1.20"]
 DEEPSPEED = ["deepspeed>=0.19; sys_platform == 'linux'"]
+LAB = ["gymnasium[mujoco]>=1.1"]
 EXTRAS = {
     "train": ["wandb>=0.17", "tensorboard>=2.16"],
     "deepspeed": DEEPSPEED,
@@ -47,10 +48,12 @@ EXTRAS = {
     "geneval": GENEVAL,
     "ocr": OCR,
     "ray": ["ray[serve]>=2.60,<3"],
+    "lab": LAB,
     "dev": SERVER
     + GENEVAL
     + OCR
     + DEEPSPEED
+    + LAB
     + [
         "build>=1.2",
         "hypothesis>=6.100",
@@ -86,6 +89,7 @@ setup(
             "awm-train = awm.train:main",
             "awm-eval = awm.evaluate:main",
             "awm-sample = awm.sample:main",
+            "awm-lab = awm.lab.cli:main",
             "awm-reward-server = reward_server.cli:main",
         ]
     },
