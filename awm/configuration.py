@@ -118,6 +118,7 @@ def default_config() -> ConfigDict:
     config.train.rfm_temperature = 1.0  # in std of the rewards: the target is the policy times exp(reward / this)
     config.train.rfm_score = "policy"  # policy | gaussian: where gradient and combined take the policy's score from
     config.train.rfm_form = "weighted"  # weighted | anchored
+    config.train.rfm_centred = True  # of weighted with noise: subtract what equal rewards would give; less variance
     config.train.rfm_gradient_clip = 3.0  # largest rms of the gradient term per dimension; 0: no bound
     config.train.rfm_score_time = 0.05  # time at which the policy's score is evaluated
     config.train.use_sa_solver = True

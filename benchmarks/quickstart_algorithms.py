@@ -4,7 +4,8 @@
 
 All rules share the recipe, which was tuned for AWM: the question is whether each of them learns, not which is best.
 Per rule: held-out accuracy before and after, the paired gain and its standard error (independent images, and clustered
-by prompt), and the curve of the training reward. A rule whose run folder exists goes on where it stopped.
+by prompt), and the curve of the training reward. A rule whose run folder exists goes on where it stopped,
+and a finished one is only read.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import argparse
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,6 @@ def run(rule: str, epochs: int, seed: int) -> dict[str, Any]:
     name = f"algorithms-{rule}-seed{seed}-{epochs}epochs"
     overrides = [*RULES[rule], f"--config.num_epochs={epochs}", f"--config.eval_freq={epochs}"]
     command = ["bash", "train_scripts/quickstart.sh", "--seed", str(seed), "--run-name", name, *overrides]
-    started = time.monotonic()
     if status := subprocess.run(command, cwd=ROOT).returncode:
         sys.exit(f"{rule}: the quickstart failed with status {status}")
     metrics = read_metrics(ROOT / "logs" / name / "metrics.jsonl")
@@ -68,7 +67,6 @@ def run(rule: str, epochs: int, seed: int) -> dict[str, Any]:
     return {
         "rule": rule,
         "overrides": overrides,
-        "seconds": round(time.monotonic() - started, 1),
         **summary(ROOT / "logs" / name),
         "training_reward": rewards,
         "weights_of_last_epoch": weights,

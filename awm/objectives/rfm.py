@@ -6,8 +6,12 @@ Form "weighted" matches the velocity of the paths from the images, weighted by t
     y = sum_j w_j (eps_j - x_0j) - Lambda(t) u
 
 with w of ``rfm_candidates`` and u, of mean zero at x_t, of ``rfm_gradient``. Without u (estimator "noise") only rewards
-are needed and, as w is one-hot at image size, it is flow matching weighted by SiMPO's exponential weights. Form
-"anchored" takes the rollout policy as it is and adds what rewards change in a tempered posterior:
+are needed and, as w is one-hot at image size, it is flow matching weighted by SiMPO's exponential weights. Centred,
+as there, it has the same minimiser and less variance:
+
+    L = E[W_i phi(m(y)) - phi(m(y0))] + alpha ||v - v_old||^2,   y0: y of equal rewards, E[y0 | x_t] = v_old
+
+with alpha = 1. Form "anchored" takes the rollout policy as it is and adds what rewards change in a tempered posterior:
 
     y = v_old(x_t, t) - (1 / t) sum_j (w_j - w0_j) x_0j,   w0 = softmax(l / k),   w = softmax(A / T + l / k)
 
@@ -37,7 +41,17 @@ from awm.objectives.rfm_gradient import (
     stein_correction,
 )
 from awm.objectives.rfm_targets import Matching, anchored_target, weighted_target
-from awm.objectives.terms import KL_WEIGHTS, WEIGHTINGS, add_kl_terms, check_name, log_likelihood, velocity_mse
+from awm.objectives.terms import (
+    KL_WEIGHTS,
+    WEIGHTINGS,
+    add_kl_terms,
+    anchoring,
+    check_name,
+    error_bound,
+    kl_term,
+    log_likelihood,
+    velocity_mse,
+)
 from awm.reverse_matching import image_target_gaussian
 from awm.types import Experience, GroupWeights, LossOutput, Needs, TargetGradient
 from awm.weightings import Weighting
@@ -45,6 +59,8 @@ from awm.weightings import Weighting
 ESTIMATORS = ("noise", "gradient", "combined")
 FORMS = ("weighted", "anchored")
 SCORES = ("policy", "gaussian")
+PULL = 1.0  # alpha: less would leave images of weight zero without a minimum
+ERROR_CLIP = 5.0  # as SiMPO's
 
 
 class RFM:
@@ -78,6 +94,7 @@ class RFM:
             data, see ``rfm_gradient``. "gaussian": from nowhere; ``image_target_gaussian`` is exact for Gaussian
             posteriors only.
         rfm_form: weighted or anchored.
+        rfm_centred: of "weighted" with estimator "noise", see above; the others are not centred.
         rfm_gradient_clip: largest root mean square of Lambda u per dimension, 0 for none; cutting is a bias.
         rfm_score_time: t_n of "policy".
     """
@@ -105,6 +122,7 @@ class RFM:
         rfm_temperature: float = 1.0,
         rfm_score: str = "policy",
         rfm_form: str = "weighted",
+        rfm_centred: bool = True,
         rfm_gradient_clip: float = 3.0,
         rfm_score_time: float = 0.05,
     ) -> None:
@@ -130,12 +148,17 @@ class RFM:
         self.follows_score = gradients and rfm_score == "policy"
         self.score_time, self.cap = rfm_score_time, rfm_gradient_clip
         self.batch_size, self.guidance_scale, self.off_policy = batch_size, guidance_scale, off_policy
-        self.needs_old = rfm_form == "anchored" or (gradients and rfm_score == "gaussian")
+        self.centred = rfm_centred and rfm_form == "weighted" and not gradients
+        self.needs_old = self.centred or rfm_form == "anchored" or (gradients and rfm_score == "gaussian")
         self.corrects_old = self.needs_old and old_policy == "rollout" and not off_policy
+        self.pull = PULL if self.corrects_old or off_policy else 0.0
         self.needs_reference, self.needs_anchor = beta > 0, ema_beta > 0
         self.log_likelihood = partial(log_likelihood, weighting=weighting, ghuber_power=ghuber_power)
         self.add_kl_terms = partial(
             add_kl_terms, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
+        )
+        self.anchoring = partial(
+            anchoring, pull=self.pull, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
         )
         self.noise = Noising(grid, train_timesteps, timestep_fraction, time_type, time_shift, group_noise)
 
@@ -197,17 +220,8 @@ class RFM:
         velocity = noised.velocity(policy, self.guidance_scale)
         old = others.get("anchor" if self.off_policy else "rollout", velocity.detach())
         matching = self._match(batch, noised, fresh, old)
-        mse = velocity_mse(velocity, matching.target)
-        loss = -self.log_likelihood(mse, noised.t).mean(0)
-        if self.form == "weighted":
-            assert batch.weight is not None
-            loss = batch.weight * loss
-        metrics = {
-            "loss/policy": loss,
-            "velocity_mse": mse.mean(0),
-            "rfm/ess": matching.ess.mean(0),
-            "rfm/clipped": matching.clipped.to(mse.dtype).mean(0),
-        }
+        loss, metrics = self._policy_loss(batch, velocity, old, matching, noised.t)
+        metrics |= {"rfm/ess": matching.ess.mean(0), "rfm/clipped": matching.clipped.to(loss.dtype).mean(0)}
         loss, kl_metrics = self.add_kl_terms(
             loss,
             velocity,
@@ -216,6 +230,28 @@ class RFM:
             velocity_anchor=others.get("anchor") if self.needs_anchor else None,
         )
         return LossOutput(loss, {name: value.detach() for name, value in (metrics | kl_metrics).items()})
+
+    def _policy_loss(
+        self, batch: Experience, velocity: Tensor, velocity_old: Tensor, matching: Matching, t: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """[B] loss without the KL terms, and metrics."""
+        weight = batch.weight if self.form == "weighted" else None
+        if not self.centred:
+            mse = velocity_mse(velocity, matching.target)
+            loss = -self.log_likelihood(mse, t).mean(0)
+            loss = loss if weight is None else weight * loss
+            return loss, {"loss/policy": loss, "velocity_mse": mse.mean(0)}
+        assert weight is not None and matching.baseline is not None
+        total = weight - 1 + self.anchoring(t)
+        mse, mse_baseline = (
+            velocity_mse(velocity, y, largest=error_bound(total, ERROR_CLIP))
+            for y in (matching.target, matching.baseline)
+        )
+        loss = (self.log_likelihood(mse_baseline, t) - weight * self.log_likelihood(mse, t)).mean(0)
+        distance = kl_term(velocity, velocity_old, t, weight="Uniform")
+        metrics = {"loss/policy": loss, "loss/pull": distance, "velocity_mse": mse.mean(0)}
+        metrics["weight/case_two"] = (total < 0).to(loss.dtype).mean(0)
+        return loss + self.pull * distance, metrics
 
     def _from_score_level(self, batch: Experience, noised: NoisedBatch) -> NoisedBatch:
         """The same x_0, times and law, by way of the x_n at which the score is known, if it is used."""

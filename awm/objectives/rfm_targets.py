@@ -29,11 +29,13 @@ class Matching:
         target: [T, B, C, H, W] y, without gradient.
         ess: [T, B] effective number of the prompt's images behind x_t.
         clipped: [T, B] bool, where the correction was cut.
+        baseline: [T, B, C, H, W] y of equal rewards, whose mean at x_t is v_old; only of ``weighted_target``.
     """
 
     target: Tensor
     ess: Tensor
     clipped: Tensor
+    baseline: Tensor | None = None
 
 
 @torch.no_grad()
@@ -50,12 +52,15 @@ def weighted_target(
     """
     mates, likelihood = _likelihood(batch, noised)
     weight = candidate_weights(likelihood, mates.weight.log())
-    target = noised.target + _over_time(difference_from_mean(batch.x_0, batch.group, mates, weight), noised.t)
+    baseline, target = (
+        noised.target + _over_time(difference_from_mean(batch.x_0, batch.group, mates, w), noised.t)
+        for w in (candidate_weights(likelihood), weight)
+    )
     clipped = torch.zeros_like(noised.t, dtype=torch.bool)
     if correction is not None:
         cut, clipped = capped(correction(target), cap)
         target = target - cut
-    return Matching(target, effective_size(weight), clipped)
+    return Matching(target, effective_size(weight), clipped, baseline)
 
 
 @torch.no_grad()

@@ -14,10 +14,8 @@ total coefficient is negative is therefore trained on an error clipped elementwi
 
 from __future__ import annotations
 
-import math
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from awm.interfaces import Policy
@@ -28,9 +26,10 @@ from awm.objectives.terms import (
     KL_WEIGHTS,
     WEIGHTINGS,
     add_kl_terms,
+    anchoring,
     check_name,
+    error_bound,
     kl_term,
-    kl_time_weight,
     log_likelihood,
     velocity_mse,
 )
@@ -76,12 +75,12 @@ def simpo_loss(
         ema_beta: coefficient of the KL to the anchor.
         kl_ema_weight: its k(t).
     """
-    total = weight + pull + beta * kl_time_weight(t, kl_weight) + ema_beta * kl_time_weight(t, kl_ema_weight)
-    repels = total < 0
-    largest = torch.where(repels, error_clip, math.inf)
-    mse = velocity_mse(velocity, target, largest=largest)
+    total = weight + anchoring(
+        t, pull=pull, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
+    )
+    mse = velocity_mse(velocity, target, largest=error_bound(total, error_clip))
     loss = (-weight * log_likelihood(mse, t, weighting=weighting, ghuber_power=ghuber_power)).mean(0)
-    metrics = {"loss/policy": loss, "velocity_mse": mse.mean(0), "weight/case_two": repels.to(loss.dtype).mean(0)}
+    metrics = {"loss/policy": loss, "velocity_mse": mse.mean(0), "weight/case_two": (total < 0).to(loss.dtype).mean(0)}
     if velocity_old is not None and pull > 0:
         distance = kl_term(velocity, velocity_old, t, weight="Uniform")
         loss = loss + pull * distance

@@ -41,6 +41,20 @@ def velocity_mse(velocity: Tensor, target: Tensor, *, largest: Tensor | None = N
     return squares.mean(2)
 
 
+def anchoring(t: Tensor, *, pull: float, beta: float, kl_weight: str, ema_beta: float, kl_ema_weight: str) -> Tensor:
+    """[T, B] total coefficient of the squared distances to other policies at times t."""
+    return pull + beta * kl_time_weight(t, kl_weight) + ema_beta * kl_time_weight(t, kl_ema_weight)
+
+
+def error_bound(coefficient: Tensor, error_clip: float) -> Tensor:
+    """Largest squared error of a feature: ``error_clip`` where the total coefficient is negative, else infinite.
+
+    There the loss repels without bound (SiMPO's Case II). Beyond the bound, which is that of its authors' code, an
+    error has no gradient.
+    """
+    return torch.where(coefficient < 0, error_clip, math.inf)
+
+
 def log_likelihood(mse: Tensor, t: Tensor, *, weighting: str, ghuber_power: float = 0.25) -> Tensor:
     """Surrogate log-likelihood -w(m, t) of a sample whose matching error at t is m; zero at m = 0.
 

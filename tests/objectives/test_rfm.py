@@ -127,7 +127,8 @@ def test_candidates_are_of_the_same_prompt_and_valid() -> None:
     assert (weight[:, :3, 2:] == 0).all() and (weight[:, 3:, :2] == 0).all()
     torch.testing.assert_close(weight.sum(2), torch.ones(2, 6))
     # The sample without a reward is no candidate, but noised like the others: its target is finite, its weight zero.
-    out = make()(FakePolicy(TinyFlow()), batch, **KEY)
+    assert torch.isfinite(make()(FakePolicy(TinyFlow()), batch, **KEY).loss).all()
+    out = make(rfm_centred=False)(FakePolicy(TinyFlow()), batch, **KEY)
     assert torch.isfinite(out.loss).all() and out.loss[2] == 0
 
 
@@ -158,7 +159,7 @@ def test_tempering_leaves_a_quarter_of_the_candidates() -> None:
 
 def test_the_collapsed_limit_is_flow_matching_weighted_by_a_softmax() -> None:
     policy = FakePolicy(TinyFlow())
-    objective = make()
+    objective = make(rfm_centred=False)
     batch = one_prompt(shape=(16, 16, 16), dtype=torch.float32)
     batch = credited(objective, replace(batch, x_0=4 * batch.x_0), torch.linspace(-1, 1, 6))
     out = objective(policy, batch, **KEY)
@@ -167,6 +168,41 @@ def test_the_collapsed_limit_is_flow_matching_weighted_by_a_softmax() -> None:
     torch.testing.assert_close(out.loss, plain)
     torch.testing.assert_close(gradient(policy, out.loss), gradient(policy, plain))
     torch.testing.assert_close(out.metrics["rfm/ess"], torch.ones(6))
+    centred = make()(policy, batch, **KEY)  # on policy the pull is zero
+    torch.testing.assert_close(centred.loss, (out.loss / batch.weight) * (batch.weight - 1))
+
+
+def test_centring_keeps_the_mean_gradient_at_the_policy_that_sampled_and_lowers_its_variance() -> None:
+    class Gaussian:
+        """The exact velocity of N(0, 1) data, (t - s) x_t / (s^2 + t^2), minus b."""
+
+        def __init__(self) -> None:
+            self.b = torch.zeros(1, dtype=DOUBLE, requires_grad=True)
+
+        def velocity(self, x_t: Tensor, t: Tensor, condition: Any, guidance_scale: float = 1.0) -> Tensor:
+            clock = t.reshape(-1, 1, 1, 1).double()
+            return (2 * clock - 1) / ((1 - clock) ** 2 + clock**2) * x_t - self.b
+
+    class Sampling:
+        model = Gaussian()
+
+    def gradient_of(objective: RFM, batch: Experience, seed: int) -> Tensor:
+        out = objective(Sampling(), batch, **{**KEY, "seed": seed})  # type: ignore[arg-type]
+        return torch.autograd.grad(out.loss.mean(), Sampling.model.b)[0]
+
+    generator = torch.Generator().manual_seed(0)
+    objectives = [make(rfm_centred=centred, weighting="Uniform") for centred in (True, False)]
+    template = replace(make_experience(batch=64, prompts=1, shape=(1, 4, 4), dtype=DOUBLE), group=torch.arange(64) // 4)
+    found = []
+    for seed in range(60):
+        batch = replace(template, x_0=torch.randn(64, 1, 4, 4, generator=generator, dtype=DOUBLE))
+        batch = credited(objectives[0], batch, batch.x_0.mean((1, 2, 3)))
+        found.append(torch.cat([gradient_of(objective, batch, seed) for objective in objectives]))
+    centred, plain = torch.stack(found).unbind(1)
+    difference = centred - plain
+    assert abs(difference.mean()) < 4 * difference.std() / len(difference) ** 0.5
+    assert centred.mean() < -4 * centred.std() / len(centred) ** 0.5  # b rises: brighter images are better
+    assert centred.var() < 0.7 * plain.var()
 
 
 def test_forwards_are_those_that_the_form_needs() -> None:
@@ -179,7 +215,9 @@ def test_forwards_are_those_that_the_form_needs() -> None:
         return policy.used
 
     gaussian = {"rfm_estimator": "combined", "rfm_score": "gaussian"}
-    assert used(False) == used(False, rfm_estimator="combined") == []
+    assert used(False, rfm_centred=False) == used(False, rfm_estimator="combined") == []
+    assert used(True) == used(False, old_policy="current") == []
+    assert used(False) == ["rollout"]
     assert used(True, rfm_form="anchored") == used(True, **gaussian) == []
     assert used(False, rfm_form="anchored") == used(False, **gaussian) == ["rollout"]
     assert used(False, rfm_form="anchored", old_policy="current") == []
