@@ -57,7 +57,7 @@ def solve_temperature(
         entropy: target instead of ``kl``, nats; for a group of N it is kl = log N - entropy.
         minimum: smallest temperature; needed, since a group whose best scores tie may never reach the target.
         maximum: largest temperature.
-        valid: [..., N] bool, which scores count. Groups with fewer than two have no choice and do not count.
+        valid: [..., N] bool, which scores count. Groups whose scores are all equal have no choice and do not count.
 
     Raises:
         ValueError: not exactly one target is given, it is negative, the limits are not 0 < minimum < maximum, or the
@@ -65,7 +65,7 @@ def solve_temperature(
     """
     valid = torch.ones_like(score, dtype=torch.bool) if valid is None else valid
     rows, mask = score.reshape(-1, score.shape[-1]), valid.reshape(-1, score.shape[-1])
-    target = _target_kl(kl, entropy, mask.sum(-1))
+    target = _target_kl(kl, entropy, mask.sum(-1) * _has_choice(rows, mask))
     value = bisect_temperature(rows, weighting, kl=target, minimum=minimum, maximum=maximum, valid=mask)
     return Temperature(
         value=value.item(),
@@ -131,14 +131,14 @@ def mean_kl(score: Tensor, weighting: Weighting, temperature: float | Tensor, *,
         score: [..., G, N].
         weighting: what turns scores into weights.
         temperature: a number, or a tensor that broadcasts to [..., G, 1].
-        valid: [..., G, N] bool. Groups with fewer than two valid samples have no choice and do not count.
+        valid: [..., G, N] bool. Groups whose valid scores are all equal have no choice and do not count.
 
     Returns:
         [..., 1, 1] nats; 0 if no group counts.
     """
     valid = torch.ones_like(score, dtype=torch.bool) if valid is None else valid
     kl = kl_from_uniform(weighting(score.double(), temperature, valid=valid), valid=valid)
-    counts = valid.sum(-1) > 1
+    counts = _has_choice(score, valid)
     mean = torch.where(counts, kl, 0.0).sum(-1) / counts.sum(-1).clamp(min=1)
     return mean[..., None, None]
 
@@ -164,8 +164,14 @@ def mpo_dual(score: Tensor, temperature: Tensor, *, kl: float, valid: Tensor | N
     return (temperature * (kl + log_mean)).squeeze(-1)
 
 
+def _has_choice(score: Tensor, valid: Tensor) -> Tensor:
+    """[..., G] whether valid scores of a group differ; if not, its weights are one at any temperature."""
+    low, high = (score.masked_fill(~valid, end) for end in (math.inf, -math.inf))
+    return low.amin(-1) < high.amax(-1)
+
+
 def _target_kl(kl: float | None, entropy: float | None, count: Tensor) -> float:
-    """The target as a mean KL over the groups, [G] valid samples each, that count."""
+    """The target as a mean KL over the groups that count, [G] valid samples each; 0 for those that do not."""
     given = {name: value for name, value in (("kl", kl), ("entropy", entropy)) if value is not None}
     if len(given) != 1:
         raise ValueError(f"give one target, kl or entropy; got {', '.join(given) or 'neither'}.")

@@ -146,7 +146,7 @@ class GroupWeights:
 
     value: Tensor
     metrics: Mapping[str, float] = field(default_factory=dict)
-    slope: float = 0.0
+    slope: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,17 +172,20 @@ class TargetGradient:
 
     Attributes:
         value: [B, C, H, W] float32, at x_0, or at the slightly noised x_n = (1 - t_n) x_0 + t_n noise.
+        policy: [B, C, H, W] float32, the part of it that equal rewards would leave.
         noise: [B, C, H, W] float32 of x_n; None if ``value`` is at x_0.
         fisher: mean square of the gradient per dimension over the epoch, all ranks.
     """
 
     value: Tensor
+    policy: Tensor
     noise: Tensor | None
     fisher: float
 
     def take(self, index: Tensor) -> TargetGradient:
         """Rows ``index`` ([N] int64, on the same device)."""
-        return TargetGradient(self.value[index], None if self.noise is None else self.noise[index], self.fisher)
+        noise = None if self.noise is None else self.noise[index]
+        return TargetGradient(self.value[index], self.policy[index], noise, self.fisher)
 
 
 @dataclass(frozen=True, slots=True)

@@ -116,7 +116,7 @@ RULES: dict[str, Rule] = {
     "train.simpo_pull": at_least(0),
     "train.simpo_error_clip": more_than(0),
     "train.rfm_estimator": one_of("noise", "gradient", "combined"),
-    "train.rfm_temperature": more_than(0),
+    "train.rfm_temperature": (lambda v: 0 < v < math.inf, "a finite number greater than 0"),
     "train.rfm_score": one_of("policy", "gaussian"),
     "train.rfm_form": one_of("weighted", "anchored"),
     "train.rfm_gradient_clip": at_least(0),
@@ -164,6 +164,8 @@ def validate(config: ConfigDict) -> None:
     _check_combinations(config)
     if config.train.algorithm == "simpo":
         _check_simpo(config)
+    if config.train.algorithm == "rfm":
+        _check_rfm(config)
 
 
 def rollout_sampler(config: ConfigDict) -> str:
@@ -235,6 +237,40 @@ def _check_groups(config: ConfigDict) -> None:
         raise ValueError(
             f"train.algorithm={algorithm!r} weighs the images of a prompt against each other, and so has no use for "
             "per_prompt_stat_tracking=False; set it to True."
+        )
+    if not config.sample.global_std:
+        raise ValueError(
+            f"train.algorithm={algorithm!r} measures rewards in units of the epoch's standard deviation, and so has no "
+            "use for sample.global_std=False; set it to True."
+        )
+    _check_minimum(config)
+
+
+def _check_minimum(config: ConfigDict) -> None:
+    """Refuse a loss that several updates would drive to minus infinity."""
+    train = config.train
+    if train.algorithm == "rfm":
+        repels = train.rfm_centred and train.rfm_form == "weighted"
+    else:
+        repels = train.simpo_centred or train.simpo_weighting == "wd1" or train.simpo_floor < 0
+    pulled = train.old_policy == "rollout" and (train.algorithm == "rfm" or train.simpo_pull > 0)
+    several = (train.updates_per_inner_epoch or 1) * train.num_inner_epochs > 1
+    if repels and several and not (pulled or train.off_policy or train.ema_beta or train.beta):
+        raise ValueError(
+            f"train.algorithm={train.algorithm!r} gives bad images negative coefficients, and nothing holds the policy "
+            "over several updates of an epoch; set train.old_policy='rollout' (with train.simpo_pull above 0), or "
+            "train.ema_beta or train.beta above 0."
+        )
+
+
+def _check_rfm(config: ConfigDict) -> None:
+    train = config.train
+    follows_score = train.rfm_estimator != "noise" and train.rfm_score == "policy"
+    if follows_score and config.sample.guidance_scale != 1.0 and not train.cfg:
+        raise ValueError(
+            f"train.rfm_estimator={train.rfm_estimator!r} takes the policy's score from the unguided model, but "
+            f"sample.guidance_scale={config.sample.guidance_scale:g} samples from another one; set it to 1.0, or "
+            "train.cfg=True."
         )
 
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from awm.configuration import default_config
 from awm.registry import nearest
 from config.base import sd35_medium
-from config.reverse_matching import rfm
+from config.reverse_matching import rfm, with_gradient
 from config.simpo import SIMPO, simpo
 
 
@@ -135,6 +135,9 @@ RECIPES: dict[str, Callable[[], ConfigDict]] = {
     "pickscore_sd3_no_cfg_1node": partial(pickscore, nodes=1),
     "pickscore_sd3_no_cfg_4nodes": partial(pickscore, nodes=4),
     "pickscore_sd3_rfm_1node": lambda: rfm(pickscore(nodes=1), "pickscore_sd3_rfm_1node"),
+    "pickscore_sd3_rfm_gradient_1node": lambda: with_gradient(
+        rfm(pickscore(nodes=1), "pickscore_sd3_rfm_gradient_1node")
+    ),
     "quickstart_rfm": lambda: rfm(quickstart(), "quickstart_rfm"),
 }
 RECIPES |= {f"geneval_sd3_simpo_{kind}_1node": partial(geneval_simpo, kind) for kind in SIMPO}

@@ -3,7 +3,7 @@
 # Hardware: 2 CPU cores and 4 GB of memory are enough; a GPU is used if there is one. Under 10 minutes after
 # installation (--full: under an hour). Ends with a before/after table and the path of report.html.
 #
-#   bash train_scripts/quickstart.sh [--full] [--seed N] [--run-name NAME] [--config.key=value ...]
+#   bash train_scripts/quickstart.sh [--full] [--recipe NAME] [--seed N] [--run-name NAME] [--config.key=value ...]
 #
 # Ctrl-C at any time: run the same command again and it goes on where it stopped.
 set -euo pipefail
@@ -14,6 +14,7 @@ recipe=quickstart seed=0 name='' overrides=()
 while (( $# )); do
   case $1 in
     --full) recipe=quickstart_full ;;
+    --recipe) recipe=${2:?"--recipe needs a name of config/awm.py, such as quickstart_simpo_linear"}; shift ;;
     --seed) seed=${2:?"--seed needs a number"}; shift ;;
     --run-name) name=${2:?"--run-name needs a name"}; shift ;;
     --config.*) overrides+=("$1") ;;

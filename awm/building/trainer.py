@@ -13,7 +13,7 @@ from awm.building.outputs import build_outputs
 from awm.building.resume import resume_state
 from awm.configuration import config_to_dict
 from awm.data.prompts import PromptSet, load_prompts
-from awm.interfaces import Objective, Policy, Reward
+from awm.interfaces import Objective, Policy, Reward, WeighsGroups
 from awm.rewards.mixture import MixtureReward
 from awm.training.credit import Credit
 from awm.training.distributed import Distributed
@@ -42,7 +42,7 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
     resume = resume_state(run, config.resume_from, resolved, sizes, distributed)
     objective = build_objective(config)
     reward = build_reward(config, stop.requested)
-    _check_differentiable(config, objective, reward)
+    _check_needs(config, objective, reward)
     reward.check()
     check_equal_servers(reward, distributed, allow_changed_scorer=config.reward_server.allow_changed_scorer)
 
@@ -162,7 +162,14 @@ def _credit(
     return Credit(policy, objective, advantages, distributed, config.seed, gradient)
 
 
-def _check_differentiable(config: ConfigDict, objective: Objective, reward: MixtureReward) -> None:
+def _check_needs(config: ConfigDict, objective: Objective, reward: MixtureReward) -> None:
+    needs = objective.needs
+    if (needs.reward_gradient or needs.group_mates) and not isinstance(objective, WeighsGroups):
+        raise ValueError(
+            f"train.algorithm={config.train.algorithm!r} asks for group mates or reward gradients, which are made for "
+            f"objectives with a method weigh(reward, group, valid), see awm/interfaces.py; give "
+            f"{type(objective).__name__} one."
+        )
     if not objective.needs.reward_gradient:
         return
     if missing := reward.without_gradient():

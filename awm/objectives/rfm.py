@@ -6,12 +6,9 @@ Form "weighted" matches the velocity of the paths from the images, weighted by t
     y = sum_j w_j (eps_j - x_0j) - Lambda(t) u
 
 with w of ``rfm_candidates`` and u, of mean zero at x_t, of ``rfm_gradient``. Without u (estimator "noise") only rewards
-are needed and, as w is one-hot at image size, it is flow matching weighted by SiMPO's exponential weights. Centred,
-as there, it has the same minimiser and less variance:
-
-    L = E[W_i phi(m(y)) - phi(m(y0))] + alpha ||v - v_old||^2,   y0: y of equal rewards, E[y0 | x_t] = v_old
-
-with alpha = 1. Form "anchored" takes the rollout policy as it is and adds what rewards change in a tempered posterior:
+are needed and, as w is one-hot at image size, it is flow matching weighted by SiMPO's exponential weights. ``rfm_loss``
+centres it, as SiMPO's is. Form "anchored" takes the rollout policy as it is and adds what rewards change in a
+tempered posterior:
 
     y = v_old(x_t, t) - (1 / t) sum_j (w_j - w0_j) x_0j,   w0 = softmax(l / k),   w = softmax(A / T + l / k)
 
@@ -38,20 +35,12 @@ from awm.objectives.rfm_gradient import (
     data_variance,
     fisher_information,
     policy_score,
+    reward_share,
     stein_correction,
 )
+from awm.objectives.rfm_loss import rfm_loss
 from awm.objectives.rfm_targets import Matching, anchored_target, weighted_target
-from awm.objectives.terms import (
-    KL_WEIGHTS,
-    WEIGHTINGS,
-    add_kl_terms,
-    anchoring,
-    check_name,
-    error_bound,
-    kl_term,
-    log_likelihood,
-    velocity_mse,
-)
+from awm.objectives.terms import KL_WEIGHTS, WEIGHTINGS, check_name
 from awm.reverse_matching import image_target_gaussian
 from awm.types import Experience, GroupWeights, LossOutput, Needs, TargetGradient
 from awm.weightings import Weighting
@@ -60,14 +49,14 @@ ESTIMATORS = ("noise", "gradient", "combined")
 FORMS = ("weighted", "anchored")
 SCORES = ("policy", "gaussian")
 PULL = 1.0  # alpha: less would leave images of weight zero without a minimum
-ERROR_CLIP = 5.0  # as SiMPO's
 
 
 class RFM:
     """The objective.
 
     Of Lambda u, exact is: the mean (with a score that is the policy's), for any Lambda that only depends on t; not
-    exact: the gradient of the reward, taken at x_0 for x_n, which is off by the order of t_n. Only the generator's
+    exact: the gradient of the reward, taken at x_0 for x_n and shrunk by the average share of it that is left there
+    (``reward_share``), which overestimates it in the narrow directions of the data. Only the generator's
     own gradient is used, not those of the prompt's other images: the mean is the same, and at image size nothing else
     has weight; where w spreads (t > .99) the variance is more than it could be.
 
@@ -94,7 +83,7 @@ class RFM:
             data, see ``rfm_gradient``. "gaussian": from nowhere; ``image_target_gaussian`` is exact for Gaussian
             posteriors only.
         rfm_form: weighted or anchored.
-        rfm_centred: of "weighted" with estimator "noise", see above; the others are not centred.
+        rfm_centred: of "weighted", see ``rfm_loss``.
         rfm_gradient_clip: largest root mean square of Lambda u per dimension, 0 for none; cutting is a bias.
         rfm_score_time: t_n of "policy".
     """
@@ -148,17 +137,19 @@ class RFM:
         self.follows_score = gradients and rfm_score == "policy"
         self.score_time, self.cap = rfm_score_time, rfm_gradient_clip
         self.batch_size, self.guidance_scale, self.off_policy = batch_size, guidance_scale, off_policy
-        self.centred = rfm_centred and rfm_form == "weighted" and not gradients
+        self.centred = rfm_centred and rfm_form == "weighted"
         self.needs_old = self.centred or rfm_form == "anchored" or (gradients and rfm_score == "gaussian")
         self.corrects_old = self.needs_old and old_policy == "rollout" and not off_policy
-        self.pull = PULL if self.corrects_old or off_policy else 0.0
         self.needs_reference, self.needs_anchor = beta > 0, ema_beta > 0
-        self.log_likelihood = partial(log_likelihood, weighting=weighting, ghuber_power=ghuber_power)
-        self.add_kl_terms = partial(
-            add_kl_terms, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
-        )
-        self.anchoring = partial(
-            anchoring, pull=self.pull, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
+        self.loss = partial(
+            rfm_loss,
+            weighting=weighting,
+            ghuber_power=ghuber_power,
+            pull=PULL if self.centred and (self.corrects_old or off_policy) else 0.0,
+            beta=beta,
+            kl_weight=kl_weight,
+            ema_beta=ema_beta,
+            kl_ema_weight=kl_ema_weight,
         )
         self.noise = Noising(grid, train_timesteps, timestep_fraction, time_type, time_shift, group_noise)
 
@@ -195,11 +186,12 @@ class RFM:
                 guidance_scale=self.guidance_scale,
                 batch_size=self.batch_size,
             )
-            value = score + value / (1 - self.score_time)
+            policy_fisher = fisher_information(score, torch.ones_like(weight), experience.valid, gather)
+            value = score + value * reward_share(policy_fisher, self.score_time)
             fisher = fisher_information(value, weight, experience.valid, gather)
         else:
-            fisher = 1 / data_variance(experience, mates, gather)
-        gradient = TargetGradient(value, noise, fisher)
+            score, fisher = torch.zeros_like(value), 1 / data_variance(experience, mates, gather)
+        gradient = TargetGradient(value, score, noise, fisher)
         return replace(experience, target_gradient=gradient), {"rfm/fisher": fisher, "rfm/reward_gradient": rms}
 
     def __call__(
@@ -220,38 +212,18 @@ class RFM:
         velocity = noised.velocity(policy, self.guidance_scale)
         old = others.get("anchor" if self.off_policy else "rollout", velocity.detach())
         matching = self._match(batch, noised, fresh, old)
-        loss, metrics = self._policy_loss(batch, velocity, old, matching, noised.t)
-        metrics |= {"rfm/ess": matching.ess.mean(0), "rfm/clipped": matching.clipped.to(loss.dtype).mean(0)}
-        loss, kl_metrics = self.add_kl_terms(
-            loss,
+        output = self.loss(
             velocity,
+            matching.target,
             noised.t,
+            weight=batch.weight if self.form == "weighted" else None,
+            baseline=matching.baseline if self.centred else None,
+            velocity_old=old,
             velocity_reference=others.get("reference"),
             velocity_anchor=others.get("anchor") if self.needs_anchor else None,
         )
-        return LossOutput(loss, {name: value.detach() for name, value in (metrics | kl_metrics).items()})
-
-    def _policy_loss(
-        self, batch: Experience, velocity: Tensor, velocity_old: Tensor, matching: Matching, t: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """[B] loss without the KL terms, and metrics."""
-        weight = batch.weight if self.form == "weighted" else None
-        if not self.centred:
-            mse = velocity_mse(velocity, matching.target)
-            loss = -self.log_likelihood(mse, t).mean(0)
-            loss = loss if weight is None else weight * loss
-            return loss, {"loss/policy": loss, "velocity_mse": mse.mean(0)}
-        assert weight is not None and matching.baseline is not None
-        total = weight - 1 + self.anchoring(t)
-        mse, mse_baseline = (
-            velocity_mse(velocity, y, largest=error_bound(total, ERROR_CLIP))
-            for y in (matching.target, matching.baseline)
-        )
-        loss = (self.log_likelihood(mse_baseline, t) - weight * self.log_likelihood(mse, t)).mean(0)
-        distance = kl_term(velocity, velocity_old, t, weight="Uniform")
-        metrics = {"loss/policy": loss, "loss/pull": distance, "velocity_mse": mse.mean(0)}
-        metrics["weight/case_two"] = (total < 0).to(loss.dtype).mean(0)
-        return loss + self.pull * distance, metrics
+        seen = {"rfm/ess": matching.ess.mean(0), "rfm/clipped": matching.clipped.to(noised.t).mean(0)}
+        return LossOutput(output.loss, {**output.metrics, **seen})
 
     def _from_score_level(self, batch: Experience, noised: NoisedBatch) -> NoisedBatch:
         """The same x_0, times and law, by way of the x_n at which the score is known, if it is used."""
@@ -268,19 +240,28 @@ class RFM:
         if self.estimator == "noise":
             return weighted_target(batch, noised)
         gradient, combined = _gradient_of(batch), self.estimator == "combined"
-        if self.follows_score:
-            field = stein_correction(
-                fresh.target + batch.x_0, gradient, noised.t, time=self.score_time, combined=combined
-            )
-            return weighted_target(batch, noised, lambda _: field, self.cap)
 
-        def gaussian(velocity: Tensor) -> Tensor:
+        def policys_score(_: Tensor, value: Tensor) -> Tensor:
+            return stein_correction(
+                fresh.target + batch.x_0,
+                replace(gradient, value=value),
+                noised.t,
+                time=self.score_time,
+                combined=combined,
+            )
+
+        def gaussian(velocity: Tensor, value: Tensor) -> Tensor:
             std, eta = gradient.fisher**-0.5, None if combined else 1.0
-            return velocity - image_target_gaussian(
-                velocity, noised.t, velocity_old, gradient.value, 1.0, data_std=std, eta=eta
-            )
+            return velocity - image_target_gaussian(velocity, noised.t, velocity_old, value, 1.0, data_std=std, eta=eta)
 
-        return weighted_target(batch, noised, gaussian, self.cap)
+        correction = policys_score if self.follows_score else gaussian
+        return weighted_target(
+            batch,
+            noised,
+            lambda velocity: correction(velocity, gradient.value),
+            lambda velocity: correction(velocity, gradient.policy),
+            self.cap,
+        )
 
 
 def _gradient_of(batch: Experience) -> TargetGradient:

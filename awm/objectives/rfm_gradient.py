@@ -101,6 +101,15 @@ def _mean(value: Tensor, valid: Tensor, gather: Callable[[Tensor], Tensor]) -> f
     return float(everything[counts].mean()) if counts.any() else 0.0
 
 
+def reward_share(policy_fisher: float, time: float) -> float:
+    """What a reward's gradient at x_0 is worth at x_n: max(0, 1 - t_n^2 j) / (1 - t_n), j of the policy's score at x_n.
+
+    E[W | x_n] has the gradient J^T grad log W / (1 - t_n), with J the Jacobian of x_n -> E[(1 - t_n) x_0 | x_n], whose
+    mean eigenvalue is 1 - t_n^2 j: near 1 where the data are wider than t_n, near 0 where they are narrower.
+    """
+    return max(0.0, 1 - time**2 * policy_fisher) / (1 - time)
+
+
 def fresh_share(t: Tensor, time: float) -> Tensor:
     """q, the share of the variance of eps that is not x_n's noise; 0 at t <= t_n, where x_t cannot come from x_n."""
     return (1 - ((1 - t) * time / ((1 - time) * t)).square()).clamp(min=0)

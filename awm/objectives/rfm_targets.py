@@ -40,7 +40,11 @@ class Matching:
 
 @torch.no_grad()
 def weighted_target(
-    batch: Experience, noised: NoisedBatch, correction: Callable[[Tensor], Tensor] | None = None, cap: float = 0.0
+    batch: Experience,
+    noised: NoisedBatch,
+    correction: Callable[[Tensor], Tensor] | None = None,
+    baseline_correction: Callable[[Tensor], Tensor] | None = None,
+    cap: float = 0.0,
 ) -> Matching:
     """Target y = v_hat - Lambda u,  v_hat = sum_j w_j (x_t - x_0j) / t = eps - x_0i + (1 / t) sum_j w_j (x_0i - x_0j).
 
@@ -48,6 +52,7 @@ def weighted_target(
         batch: B samples with group mates.
         noised: they at T times.
         correction: v_hat -> Lambda u; None for 0.
+        baseline_correction: the same of equal rewards; None for 0.
         cap: largest root mean square of the correction, 0 for none.
     """
     mates, likelihood = _likelihood(batch, noised)
@@ -60,6 +65,8 @@ def weighted_target(
     if correction is not None:
         cut, clipped = capped(correction(target), cap)
         target = target - cut
+    if baseline_correction is not None:
+        baseline = baseline - capped(baseline_correction(baseline), cap)[0]
     return Matching(target, effective_size(weight), clipped, baseline)
 
 

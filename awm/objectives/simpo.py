@@ -31,6 +31,7 @@ from awm.objectives.terms import (
     error_bound,
     kl_term,
     log_likelihood,
+    matching_weight,
     velocity_mse,
 )
 from awm.types import Experience, GroupWeights, LossOutput, Needs
@@ -75,7 +76,8 @@ def simpo_loss(
         ema_beta: coefficient of the KL to the anchor.
         kl_ema_weight: its k(t).
     """
-    total = weight + anchoring(
+    slope = weight * matching_weight(velocity, target, t, weighting=weighting, ghuber_power=ghuber_power)
+    total = slope + anchoring(
         t, pull=pull, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
     )
     mse = velocity_mse(velocity, target, largest=error_bound(total, error_clip))

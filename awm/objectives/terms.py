@@ -41,6 +41,29 @@ def velocity_mse(velocity: Tensor, target: Tensor, *, largest: Tensor | None = N
     return squares.mean(2)
 
 
+@torch.no_grad()
+def matching_weight(
+    velocity: Tensor, target: Tensor, t: Tensor, *, weighting: str, ghuber_power: float = 0.25
+) -> Tensor:
+    """[T, B] -d log_likelihood / d m at the matching error m: what the squared error is weighted with.
+
+        Uniform  1              t      t             t**2   t^2
+        huber    t / (2 sqrt(m + 1e-10))             ghuber t (m + 1e-10)^(p - 1)
+
+    Args:
+        velocity: [T, B, C, H, W] prediction.
+        target: [T, B, C, H, W] what it is compared with.
+        t: [T, B] times.
+        weighting: see ``log_likelihood``.
+        ghuber_power: p.
+    """
+    check_name("weighting", weighting, WEIGHTINGS)
+    if weighting in ("Uniform", "t", "t**2"):
+        return t ** ("Uniform", "t", "t**2").index(weighting)
+    mse = velocity_mse(velocity, target) + 1e-10
+    return t / (2 * mse.sqrt()) if weighting == "huber" else t * mse.pow(ghuber_power - 1)
+
+
 def anchoring(t: Tensor, *, pull: float, beta: float, kl_weight: str, ema_beta: float, kl_ema_weight: str) -> Tensor:
     """[T, B] total coefficient of the squared distances to other policies at times t."""
     return pull + beta * kl_time_weight(t, kl_weight) + ema_beta * kl_time_weight(t, kl_ema_weight)

@@ -92,6 +92,7 @@ class Credit:
         """The experience with its weights, and gradients and group mates if they are needed."""
         valid, gradient, mates = epoch_rewards.rewards.valid, None, None
         if self.reward_gradient is not None:
+            assert weights.slope is not None, "an objective that needs the reward's gradient says what it is worth"
             gradient = weights.slope * self._reward_gradient(self.reward_gradient, experience, prompts)
         if self.objective.needs.group_mates:
             mates = gather_group_mates(experience.x_0, epoch_rewards.group, weights.value, valid, self.distributed)

@@ -10,6 +10,8 @@ from torch import Tensor
 from awm.interfaces import Model
 from awm.rewards.errors import RewardError
 
+# In half precision the gradient of one of many pixels is less than the smallest number: it is carried larger.
+SCALE = 2.0**18
 Score = Callable[[Tensor, Sequence[str]], Tensor]
 """(images [B, 3, H, W] in [0, 1], B prompts) -> differentiable scores [B]."""
 
@@ -50,5 +52,9 @@ class RewardGradient:
     def _gradient(self, x_0: Tensor, text: Sequence[str]) -> Tensor:
         latents = x_0.detach().float().requires_grad_()
         total = self.score(self.model.decode(latents), text).sum()
-        (gradient,) = torch.autograd.grad(total, latents)
-        return gradient
+        scale = SCALE
+        while True:
+            (gradient,) = torch.autograd.grad(total * scale, latents, retain_graph=scale > 1)
+            if scale == 1 or torch.isfinite(gradient).all():
+                return gradient / scale
+            scale = max(1.0, scale / 64)

@@ -67,6 +67,8 @@ class Clip:
         loaded = load_open_clip(path, DTYPES[dtype]) if path.is_file() else load_model(model, DTYPES[dtype], revision)
         check_pair(loaded, self.tokenizer, model, processor or model)
         self.model = loaded.to(self.device)
+        # "cuda" means another GPU in another thread: scoring may happen in any.
+        self.device = next(self.model.parameters()).device
         self.image_size: int = loaded.config.vision_config.image_size
         self.logit_scale: float = loaded.logit_scale.float().exp().item()
         self._name = path.name if path.exists() else model  # where a folder lies does not change a score

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from awm.command_line import parse, split_dry_run
 from awm.configuration import config_to_dict
 from awm.validation import validate
+from config.awm import get_config
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART = ["--config", f"{ROOT}/config/awm.py:quickstart"]
@@ -211,3 +212,35 @@ def test_a_dry_run_is_asked_for_anywhere_on_the_line(arguments: list[str], expec
 def test_a_world_size_must_be_one_and_only_plans(arguments: list[str], message: str):
     with pytest.raises(ValueError, match=message):
         split_dry_run(arguments)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("algorithm=simpo",), r"negative coefficients, and nothing holds the policy"),
+        (("algorithm=simpo", "simpo_pull=0", "old_policy=rollout"), r"nothing holds the policy"),
+        (("algorithm=rfm",), r"negative coefficients, and nothing holds the policy"),
+        (("algorithm=rfm", "rfm_temperature=inf"), r"rfm_temperature=inf is not valid"),
+    ],
+)
+def test_a_loss_without_a_minimum_is_refused(given: tuple[str, ...], message: str):
+    overrides = [f"--config.train.{word}" for word in (*given, "ema_beta=0.0", "beta=0.0")]
+    with pytest.raises(ValueError, match=message):
+        validate(run(*overrides))
+    held = [f"--config.train.{word}" for word in (given[0], "ema_beta=0.0", "old_policy=rollout")]
+    validate(run(*held))
+
+
+@pytest.mark.parametrize("algorithm", ["simpo", "rfm"])
+def test_scores_are_in_units_of_the_epoch(algorithm: str):
+    with pytest.raises(ValueError, match=r"no use for sample.global_std=False; set it to True"):
+        validate(run(f"--config.train.algorithm={algorithm}", "--config.sample.global_std=False"))
+
+
+def test_reward_gradients_are_not_followed_under_guidance_that_is_not_trained():
+    config = get_config("pickscore_sd3_rfm_gradient_1node")
+    config.sample.guidance_scale = 4.5
+    with pytest.raises(ValueError, match=r"guidance_scale=4.5 samples from another one; set it to 1.0, or train.cfg"):
+        validate(config)
+    config.train.cfg = True
+    validate(config)

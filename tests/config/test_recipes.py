@@ -74,7 +74,7 @@ SD3_RECIPES = [name for name in RECIPES if "_sd3_" in name]
 AWM_RECIPES = [name for name in SD3_RECIPES if "_no_cfg_" in name]
 # What a recipe of another algorithm changes in AWM's, beside the name.
 UNIFORM = {"train.weighting": "Uniform"}
-SIMPO = {"train.algorithm": "simpo", **UNIFORM}
+SIMPO = {"train.algorithm": "simpo", "train.ema_beta": 0.0, **UNIFORM}
 RFM = {"train.algorithm": "rfm", **UNIFORM}
 WEIGHTS: dict[str, dict[str, Any]] = {
     "exp": {},
@@ -86,6 +86,10 @@ WEIGHTS: dict[str, dict[str, Any]] = {
 TINY = {"train.simpo_target_kl": 0.5, "train.old_policy": "rollout"}
 CHANGES: dict[str, tuple[str, dict[str, Any]]] = {
     "pickscore_sd3_rfm_1node": ("pickscore_sd3_no_cfg_1node", RFM),
+    "pickscore_sd3_rfm_gradient_1node": (
+        "pickscore_sd3_no_cfg_1node",
+        RFM | {"train.rfm_estimator": "combined", "reward_fn": {"differentiable_pickscore": 1.0}},
+    ),
     "quickstart_rfm": ("quickstart", RFM),
     **{
         f"geneval_sd3_simpo_{kind}_1node": ("geneval_sd3_no_cfg_1node", SIMPO | weights)

@@ -215,9 +215,10 @@ def test_forwards_are_those_that_the_form_needs() -> None:
         return policy.used
 
     gaussian = {"rfm_estimator": "combined", "rfm_score": "gaussian"}
-    assert used(False, rfm_centred=False) == used(False, rfm_estimator="combined") == []
+    plain = {"rfm_centred": False}
+    assert used(False, **plain) == used(False, **plain, rfm_estimator="combined") == []
     assert used(True) == used(False, old_policy="current") == []
-    assert used(False) == ["rollout"]
+    assert used(False) == used(False, rfm_estimator="combined") == ["rollout"]
     assert used(True, rfm_form="anchored") == used(True, **gaussian) == []
     assert used(False, rfm_form="anchored") == used(False, **gaussian) == ["rollout"]
     assert used(False, rfm_form="anchored", old_policy="current") == []
@@ -297,9 +298,12 @@ def gaussian_samples(mean: float, std: float, slope: float, count: int = 100_000
     )
 
 
-def test_targets_with_the_policys_score_have_the_right_mean_and_hardly_any_variance() -> None:
+@pytest.mark.parametrize(("std", "slope", "t_n"), [(0.5, 0.8, 0.02), (0.05, 8.0, 0.05)], ids=["wide", "narrow"])
+def test_targets_with_the_policys_score_have_the_right_mean_and_hardly_any_variance(
+    std: float, slope: float, t_n: float
+) -> None:
     """Gaussian data and a linear reward: the target is N(mean + slope std^2, std^2), and its velocity is known."""
-    mean, std, slope, t_n, count = 0.3, 0.5, 0.8, 0.02, 20_000
+    mean, count = 0.3, 20_000
     policy: Any = GaussianPolicy(mean, std)
     objective = make(rfm_estimator="combined", rfm_score_time=t_n, rfm_gradient_clip=0.0, batch_size=count)
     batch, metrics = objective.prepare(
@@ -317,17 +321,23 @@ def test_targets_with_the_policys_score_have_the_right_mean_and_hardly_any_varia
     exact = gaussian_velocity(mean + slope * std**2, std)
     v = torch.stack([exact(x, t) for x, t in zip(noised.x_t, noised.t, strict=True)])
     field = stein_correction(fresh, gradient, times, time=t_n, combined=True)
-    y = weighted_target(batch, noised, lambda _: field).target
-    assert batch.weight is not None
+    old = torch.stack([policy.exact(x, t) for x, t in zip(noised.x_t, noised.t, strict=True)])
+    matching = objective._match(batch, noised, noised_with(batch, fresh, times), old)
+    y, y_old = matching.target, matching.baseline
+    torch.testing.assert_close(y, weighted_target(batch, noised, lambda _: field).target)
+    assert batch.weight is not None and y_old is not None
     plain, combined = (((x - v) * 1.0).flatten(1) for x in (noised.target, y))
+    z = (y_old - old).flatten(1).mean(1) / ((y_old - old).flatten(1).std(1) / math.sqrt(count))
+    assert (z.abs() < 4).all(), z  # of all samples alike, the baseline is the policy's velocity
     for residual in (plain, combined):
         for moment in (torch.ones_like(residual), noised.x_t.flatten(1)):
             terms = batch.weight * residual * moment
             z = terms.mean(1) / (terms.std(1) / math.sqrt(count))
             assert (z.abs() < 4).all(), z
     variance = [(batch.weight * r.square()).mean(1) for r in (plain, combined)]
-    assert (variance[1] / variance[0])[1:].max() < 0.01  # at t = .1, x_n's own noise is a part of it
-    assert (variance[1] / variance[0])[0] < 0.06
+    if t_n < std / 2:
+        assert (variance[1] / variance[0])[1:].max() < 0.01  # at t = .1, x_n's own noise is a part of it
+        assert (variance[1] / variance[0])[0] < 0.06
 
 
 def test_noise_of_its_own_would_make_the_score_a_bias() -> None:
@@ -338,7 +348,7 @@ def test_noise_of_its_own_would_make_the_score_a_bias() -> None:
     x_0, times = x_0[0] * std, t.expand(1, count)
     x_n = (1 - t_n) * x_0 + t_n * e[0]
     score = -x_n / ((1 - t_n) ** 2 * std**2 + t_n**2)
-    gradient = TargetGradient(score, e[0], float(score.square().mean()))
+    gradient = TargetGradient(score, score, e[0], float(score.square().mean()))
     field = stein_correction(fresh, gradient, times, time=t_n, combined=True)
     slopes = []
     for eps in (correlated_noise(fresh, e[0], times, t_n), fresh):
@@ -369,7 +379,7 @@ def test_with_the_score_at_the_data_itself_it_is_the_estimator_of_reverse_matchi
     x_0, g = torch.randn(2, 5, 1, 2, 2, dtype=DOUBLE, generator=generator).unbind()
     eps = torch.randn(3, 5, 1, 2, 2, dtype=DOUBLE, generator=generator)
     t = torch.tensor([0.2, 0.5, 0.9], dtype=DOUBLE).unsqueeze(1).expand(3, 5)
-    gradient = TargetGradient(g, torch.zeros_like(g), 2.5)
+    gradient = TargetGradient(g, g, torch.zeros_like(g), 2.5)
     field = stein_correction(eps, gradient, t, time=1e-9, combined=estimator == "combined")
     expected = velocity_target(
         x_0.repeat(3, 1, 1, 1).reshape(15, 1, 4), eps.reshape(15, 1, 4), g.repeat(3, 1, 1, 1).reshape(15, 1, 4),
@@ -383,7 +393,7 @@ def test_corrections_are_finite_at_both_ends_and_zero_before_the_score(estimator
     t = torch.tensor([1e-3, 0.02, 0.0201, 0.5, 1.0]).unsqueeze(1).expand(5, 2)
     ones = torch.ones(5, 2, 1, 1, 1)
     field = stein_correction(
-        ones, TargetGradient(ones[0], ones[0], 1.0), t, time=0.02, combined=estimator == "combined"
+        ones, TargetGradient(ones[0], ones[0], ones[0], 1.0), t, time=0.02, combined=estimator == "combined"
     )
     assert torch.isfinite(field).all() and (field[:2] == 0).all()
     if estimator == "combined":
@@ -395,14 +405,18 @@ def test_the_gaussian_form_is_exact_for_gaussians() -> None:
     policy: Any = GaussianPolicy(mean, std)
     objective = make(rfm_estimator="gradient", rfm_score="gaussian", rfm_gradient_clip=0.0)
     batch = gaussian_samples(mean, std, slope, count)
-    batch = replace(batch, target_gradient=TargetGradient(batch.weight_gradient, None, 1 / std**2))  # type: ignore[arg-type]
+    assert batch.weight_gradient is not None
+    nothing = torch.zeros_like(batch.weight_gradient)
+    batch = replace(batch, target_gradient=TargetGradient(batch.weight_gradient, nothing, None, 1 / std**2))
     noised = objective.noise(replace(batch, x_0=batch.x_0.float()), seed=0, epoch=0, inner_epoch=0)
     noised = noised_with(batch, (noised.target + batch.x_0.float()).double(), noised.t.double())
     exact = gaussian_velocity(mean + slope * std**2, std)
     old, new = (
         torch.stack([f(x, t) for x, t in zip(noised.x_t, noised.t, strict=True)]) for f in (policy.exact, exact)
     )
-    torch.testing.assert_close(objective._match(batch, noised, noised, old).target, new)
+    matching = objective._match(batch, noised, noised, old)
+    torch.testing.assert_close(matching.target, new)
+    torch.testing.assert_close(matching.baseline, old)
 
 
 def test_the_variance_of_the_data_is_that_within_prompts() -> None:
@@ -500,6 +514,6 @@ def test_the_score_of_a_trained_network_lowers_the_variance_of_its_targets() -> 
     fresh = torch.randn(3, *x_0.shape, generator=torch.Generator().manual_seed(3))
     noised = noised_with(batch, correlated_noise(fresh, noise, t, 0.05), t)
     velocity = noised.frozen_velocity(policy, "current", 1.0)
-    field = stein_correction(fresh, TargetGradient(score, noise, fisher), t, time=0.05, combined=True)
+    field = stein_correction(fresh, TargetGradient(score, score, noise, fisher), t, time=0.05, combined=True)
     plain, combined = (velocity_mse(y, velocity).mean(1) for y in (noised.target, noised.target - field))
     assert ((combined / plain) < torch.tensor([0.65, 0.8, 0.95])).all()

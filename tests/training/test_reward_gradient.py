@@ -74,3 +74,18 @@ def test_a_gradient_that_is_not_finite_is_an_error_that_names_the_prompt() -> No
     x_0 = torch.stack([torch.ones(4, 2, 2), torch.zeros(4, 2, 2)])
     with pytest.raises(RewardError, match="not finite for an image of the prompt 'grey'"):
         RewardGradient(TinyFlow(), score, 2)(x_0, ["bright", "grey"], every(2))
+
+
+def test_a_decoder_in_half_precision_has_the_gradient_of_a_full_one(checkpoint: Path) -> None:
+    def faint(images: Tensor, text: Sequence[str]) -> Tensor:
+        return ramp(images, text).float() / 4096  # as one pixel of many: below the smallest number of float16
+
+    x_0 = torch.randn(1, *SD3.load(str(checkpoint), device=torch.device("cpu")).latent_shape(32))
+    full, half = (
+        RewardGradient(SD3.load(str(checkpoint), dtype=dtype, device=torch.device("cpu")), faint, 1)(
+            x_0, ["a"], every(1)
+        )
+        for dtype in (torch.float32, torch.float16)
+    )
+    assert torch.nn.functional.cosine_similarity(full.flatten(), half.flatten(), dim=0) > 0.99
+    assert 0.95 < half.norm() / full.norm() < 1.05
