@@ -6,9 +6,9 @@ Form "weighted" matches the velocity of the paths from the images, weighted by t
     y = sum_j w_j (eps_j - x_0j) - Lambda(t) u
 
 with w of ``rfm_candidates`` and u, of mean zero at x_t, of ``rfm_gradient``. Without u (estimator "noise") only rewards
-are needed and, as w is one-hot at image size, it is flow matching weighted by SiMPO's exponential weights. ``rfm_loss``
-centres it, as SiMPO's is. Form "anchored" takes the rollout policy as it is and adds what rewards change in a
-tempered posterior:
+are needed and, as w is one-hot at image size, it is flow matching weighted by SiMPO's exponential weights. It is
+centred as SiMPO's is, by ``simpo_loss`` with a baseline. Form "anchored" takes the rollout policy as it is and adds
+what rewards change in a tempered posterior:
 
     y = v_old(x_t, t) - (1 / t) sum_j (w_j - w0_j) x_0j,   w0 = softmax(l / k),   w = softmax(A / T + l / k)
 
@@ -38,8 +38,8 @@ from awm.objectives.rfm_gradient import (
     reward_share,
     stein_correction,
 )
-from awm.objectives.rfm_loss import rfm_loss
 from awm.objectives.rfm_targets import Matching, anchored_target, weighted_target
+from awm.objectives.simpo import simpo_loss
 from awm.objectives.terms import KL_WEIGHTS, WEIGHTINGS, check_name
 from awm.reverse_matching import image_target_gaussian
 from awm.types import Experience, GroupWeights, LossOutput, Needs, TargetGradient
@@ -83,7 +83,7 @@ class RFM:
             data, see ``rfm_gradient``. "gaussian": from nowhere; ``image_target_gaussian`` is exact for Gaussian
             posteriors only.
         rfm_form: weighted or anchored.
-        rfm_centred: of "weighted", see ``rfm_loss``.
+        rfm_centred: of "weighted", see ``simpo_loss``.
         rfm_gradient_clip: largest root mean square of Lambda u per dimension, 0 for none; cutting is a bias.
         rfm_score_time: t_n of "policy".
     """
@@ -142,7 +142,7 @@ class RFM:
         self.corrects_old = self.needs_old and old_policy == "rollout" and not off_policy
         self.needs_reference, self.needs_anchor = beta > 0, ema_beta > 0
         self.loss = partial(
-            rfm_loss,
+            simpo_loss,
             weighting=weighting,
             ghuber_power=ghuber_power,
             pull=PULL if self.centred and (self.corrects_old or off_policy) else 0.0,
@@ -216,7 +216,7 @@ class RFM:
             velocity,
             matching.target,
             noised.t,
-            weight=batch.weight if self.form == "weighted" else None,
+            self._weight(batch),
             baseline=matching.baseline if self.centred else None,
             velocity_old=old,
             velocity_reference=others.get("reference"),
@@ -224,6 +224,10 @@ class RFM:
         )
         seen = {"rfm/ess": matching.ess.mean(0), "rfm/clipped": matching.clipped.to(noised.t).mean(0)}
         return LossOutput(output.loss, {**output.metrics, **seen})
+
+    def _weight(self, batch: Experience) -> Tensor:
+        assert batch.weight is not None
+        return batch.weight if self.form == "weighted" else torch.ones_like(batch.weight)
 
     def _from_score_level(self, batch: Experience, noised: NoisedBatch) -> NoisedBatch:
         """The same x_0, times and law, by way of the x_n at which the score is known, if it is used."""

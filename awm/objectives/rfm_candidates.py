@@ -99,7 +99,8 @@ def tempering(log_likelihood: Tensor, steps: int = 40) -> Tensor:
 
 def _pairs(x_0: Tensor, group: Tensor, mates: GroupMates) -> Iterator[tuple[Tensor, int, Tensor]]:
     """For each mate j that has images of its prompt in the batch: their rows, j, and x_0i - x_0j."""
+    # One copy to the device for each prompt: each makes the CPU wait for a GPU.
+    rows_of = {number: (group == number).nonzero().flatten().to(x_0.device) for number in set(group.tolist())}
     for j, number in enumerate(mates.group.tolist()):
-        rows = (group == number).nonzero().flatten().to(x_0.device)
-        if len(rows):
-            yield rows, j, x_0[rows] - mates.x_0[j]
+        if number in rows_of:
+            yield rows_of[number], j, x_0[rows_of[number]] - mates.x_0[j]

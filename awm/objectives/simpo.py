@@ -44,6 +44,7 @@ def simpo_loss(
     t: Tensor,
     weight: Tensor,
     *,
+    baseline: Tensor | None = None,
     velocity_old: Tensor | None = None,
     velocity_reference: Tensor | None = None,
     velocity_anchor: Tensor | None = None,
@@ -56,13 +57,17 @@ def simpo_loss(
     ema_beta: float = 0.0,
     kl_ema_weight: str = "Uniform",
 ) -> LossOutput:
-    """Loss of B samples, each averaged over its T times: c phi(m) + alpha ||v - v_old||^2 + the KL terms.
+    """Loss of B samples, each averaged over its T times: c phi(m(y)) + alpha ||v - v_old||^2 + the KL terms.
+
+    With a baseline y0 it is W phi(m(y)) - phi(m(y0)) + ..., the centred form for targets that depend on rewards
+    themselves (``awm.objectives.rfm``), for which y0 is the target of equal rewards, E[y0 | x_t] = v_old.
 
     Args:
         velocity: [T, B, ...] of the policy being trained; the only argument that gets a gradient.
-        target: [T, B, ...] the path's velocity eps - x_0.
+        target: [T, B, ...] y, the path's velocity eps - x_0.
         t: [T, B] times.
-        weight: [B] c, W or W - 1.
+        weight: [B] c, W or W - 1; W beside a baseline.
+        baseline: [T, B, ...] y0; None leaves out its term.
         velocity_old: [T, B, ...] of the policy that sampled; None if it is the one being trained, where the pull
             has neither value nor gradient.
         velocity_reference: [T, B, ...] of the pre-trained model; None leaves out its KL.
@@ -76,12 +81,17 @@ def simpo_loss(
         ema_beta: coefficient of the KL to the anchor.
         kl_ema_weight: its k(t).
     """
-    slope = weight * matching_weight(velocity, target, t, weighting=weighting, ghuber_power=ghuber_power)
+    likelihood = partial(log_likelihood, weighting=weighting, ghuber_power=ghuber_power)
+    slope_at = partial(matching_weight, velocity, t=t, weighting=weighting, ghuber_power=ghuber_power)
+    slope = weight * slope_at(target) - (0.0 if baseline is None else slope_at(baseline))
     total = slope + anchoring(
         t, pull=pull, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
     )
-    mse = velocity_mse(velocity, target, largest=error_bound(total, error_clip))
-    loss = (-weight * log_likelihood(mse, t, weighting=weighting, ghuber_power=ghuber_power)).mean(0)
+    largest = error_bound(total, error_clip)
+    mse = velocity_mse(velocity, target, largest=largest)
+    loss = (-weight * likelihood(mse, t)).mean(0)
+    if baseline is not None:
+        loss = loss + likelihood(velocity_mse(velocity, baseline, largest=largest), t).mean(0)
     metrics = {"loss/policy": loss, "velocity_mse": mse.mean(0), "weight/case_two": (total < 0).to(loss.dtype).mean(0)}
     if velocity_old is not None and pull > 0:
         distance = kl_term(velocity, velocity_old, t, weight="Uniform")
