@@ -22,6 +22,11 @@ RULES: dict[str, set[str]] = {
         *("awm.types", "awm.interfaces", "awm.flow", "awm.samplers", "awm.objectives"),
         *("awm.weightings", "awm.temperature", "awm.reverse_matching"),
     },
+    "awm/reverse_matching": {"awm.flow", "awm.reverse_matching"},
+    "awm/lab": {
+        *("awm.types", "awm.interfaces", "awm.registry", "awm.flow", "awm.samplers", "awm.objectives", "awm.lab"),
+        *("awm.weightings", "awm.temperature", "awm.reverse_matching", "awm.provenance", "awm.report.style"),
+    },
     "awm/models": {"awm.types", "awm.interfaces", "awm.models"},
     "awm/rewards": {"awm.types", "awm.interfaces", "awm.registry", "awm.rewards", "awm.images", "reward_server"},
     "awm/tiny": {"awm.tiny", "reward_server"},
@@ -54,6 +59,7 @@ ONLY_IN = {
         "config/reverse_matching.py",
         "config/simpo.py",
     },
+    "gymnasium": {f"awm/lab/control/{name}.py" for name in ("collector", "environments", "evaluation")},
     "torchvision": set(),
     "pickle": set(),
 }
