@@ -8,6 +8,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import httpx
@@ -61,6 +62,7 @@ def service() -> Iterator[tuple[Service, str]]:
         yield service, url
 
 
+@cache
 def bomb(side: int = 60_000) -> bytes:
     """A PNG of a few kB that claims to be, and inflates to, billions of pixels."""
 
@@ -170,6 +172,7 @@ KINDS: list[Callable[[random.Random], bytes]] = [
 ]
 
 
+@cache  # a million empty lists take a second
 def as_json(body: bytes) -> bytes:
     """The same message for the other decoder, if there is one."""
 
