@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.name is None or error.name.partition(".")[0] == "awm":
             raise
         print(f"error: {name} needs the package {error.name!r}, which is not installed; {INSTALL}", file=sys.stderr)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-RESULTS = Path("benchmarks/results/lab")
+OUT = Path("logs/lab")
+PUBLISHED = Path("benchmarks/results/lab")
+"""Where the published results are; no default, so that a shorter run does not replace them unasked."""
 
 
 def experiment_parser(program: str, description: str | None, *, seeds: int) -> argparse.ArgumentParser:
@@ -22,7 +24,13 @@ def experiment_parser(program: str, description: str | None, *, seeds: int) -> a
     parser.add_argument(
         "--seeds", type=positive, default=seeds, metavar="N", help=f"runs seeds 0 to N - 1 (default: {seeds})"
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, metavar="FOLDER", help=f"default: {RESULTS}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=OUT,
+        metavar="FOLDER",
+        help=f"for JSON and figure (default: {OUT}; the published results were written with --out {PUBLISHED})",
+    )
     return parser
 
 

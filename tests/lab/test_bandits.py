@@ -114,7 +114,7 @@ def test_mean_and_error_ignore_lost_runs() -> None:
 def test_the_command_writes_table_curves_and_figure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    chosen = ("escape", "sharp, equal temperature", "unstable")
+    chosen = ("escape", "sharp-temperature", "unstable")
     for name in chosen:
         study = STUDIES[name]
         shorter = replace(study, loop=replace(study.loop, iterations=6, updates=1), arms=study.arms[:2])
@@ -122,7 +122,7 @@ def test_the_command_writes_table_curves_and_figure(
     monkeypatch.setattr("awm.lab.bandits.pretrained", lambda *a, **k: pretrained(*a, **k, num_steps=5))
     assert bandits.main(["--seeds", "2", "--out", str(tmp_path), "--study", *chosen], "awm-lab bandits") == 0
     record = json.loads((tmp_path / "bandits.json").read_text())
-    assert record["command"].startswith(f"awm-lab bandits --seeds 2 --out {tmp_path} --study escape 'sharp, ")
+    assert record["command"].startswith(f"awm-lab bandits --seeds 2 --out {tmp_path} --study escape sharp-temperature")
     assert tuple(record["results"]) == chosen
     escape = record["results"]["escape"]
     assert list(escape["table"]) == [arm.name for arm in STUDIES["escape"].arms]
@@ -144,7 +144,7 @@ def test_arms_share_their_target() -> None:
 @pytest.mark.slow
 def test_orderings_that_reproduce() -> None:
     """With 64 seeds and common random numbers; see benchmarks/results/lab/bandits.json for what does not reproduce."""
-    names = ("escape", "broad, equal temperature", "sharp, equal temperature")
+    names = ("escape", "broad-temperature", "sharp-temperature")
     rows = {}
     for name, histories in bandits.run({name: STUDIES[name] for name in names}, range(64)):
         first = next(iter(histories.values()))

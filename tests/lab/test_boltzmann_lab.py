@@ -7,16 +7,19 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from awm.lab.boltzmann.accuracy import Accuracy, _accuracy, draw_candidates, measure, true_fisher
 from awm.lab.boltzmann.batches import BatchSettings, DensityBatches
 from awm.lab.boltzmann.command import main
+from awm.lab.boltzmann.figure import draw_bias
 from awm.lab.boltzmann.flows import FlowSettings, train_flow
 from awm.lab.boltzmann.judging import describe, judge, sample_flow, true_velocity_samples
 from awm.lab.boltzmann.mixture import GaussianMixture, triangle_mixture, unequal_mixture
 from awm.lab.boltzmann.summary import accuracy_row, mean_and_error
+from awm.lab.figures import new_figure
 
 TARGETS = [unequal_mixture(), triangle_mixture()]
 
@@ -111,6 +114,16 @@ def test_rows_keep_a_bias_too_small_to_see_apart() -> None:
     assert row["ess"] == 4
     assert row["squared_error_se"] == pytest.approx(0.01)
     assert math.isnan(mean_and_error([1.0])[1])
+
+
+def test_a_bias_below_its_noise_is_a_gap_in_the_line() -> None:
+    keys = ({"t": 0.3, "num_candidates": size, "estimator": "noise", "proposal": "reverse"} for size in (4, 16, 64))
+    cells = ((1.0, 1.1), (0.5, -0.4), (0.2, 0.21))
+    rows = [accuracy_row(key, [Accuracy(2, b, 3.0) for b in pair]) for key, pair in zip(keys, cells, strict=True)]
+    (axes,) = new_figure(1, 1)[1].flat
+    draw_bias(axes, rows, 0.3)
+    drawn = next(line for line in axes.lines if len(line.get_xdata()) == 3)
+    assert np.isfinite(np.asarray(drawn.get_ydata(), dtype=float)).tolist() == [True, False, True]
 
 
 SMALL = FlowSettings(steps=100, own=512, sampling_steps=16, width=64, batch=BatchSettings(128, 16))

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from awm.lab.control.agent import Agent
 from awm.lab.control.collector import Transitions
@@ -43,6 +44,56 @@ def test_an_update_moves_policy_and_critics_and_the_target_by_its_rate(algorithm
     rows = zip(agent.target.parameters(), before["target"], agent.critics.parameters(), strict=True)
     for new, old, source in rows:
         torch.testing.assert_close(new, (1 - rate) * old + rate * source)
+
+
+def test_a_frozen_policy_stays_while_the_critics_learn() -> None:
+    agent = Agent(small(algorithm="frozen"), 3, 2, seed=0)
+    before = {name: [p.clone() for p in getattr(agent, name).parameters()] for name in ("policy", "critics")}
+    assert set(agent.update(batch())) == {"critic_loss"} and agent.num_updates == 1
+    assert agent.settings.variant == "not trained, flow"
+    assert all(torch.equal(new, old) for new, old in zip(agent.policy.parameters(), before["policy"], strict=True))
+    assert not any(
+        torch.equal(new, old) for new, old in zip(agent.critics.parameters(), before["critics"], strict=True)
+    )
+
+
+class LinearCritics(nn.Module):
+    """Q_k(s, a) = w_k [s, a]."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+
+    def forward(self, state: Tensor, action: Tensor) -> Tensor:
+        return self.weight @ torch.cat([state, action], dim=-1).T
+
+
+def test_the_critics_follow_the_target_of_the_next_state_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """y = 0.5 r + 0.9 (1 - terminated) min_k Q'_k(s', pi(s')), written out row by row."""
+    agent = Agent(small(algorithm="frozen", discount=0.9, reward_scale=0.5, target_rate=0.25), 3, 2, seed=0)
+    online, slow = torch.randn(2, 2, 5, generator=torch.Generator().manual_seed(1))
+    critics, target = LinearCritics(online.clone()), LinearCritics(slow.clone())
+    monkeypatch.setattr(agent, "critics", critics)
+    monkeypatch.setattr(agent, "target", target)
+    monkeypatch.setattr(agent.policy, "sample", lambda state, count, generator: torch.tanh(state[:, None, :2]))
+    monkeypatch.setattr(agent, "critic_optimizer", torch.optim.SGD(critics.parameters(), lr=0.1))
+    rows = batch()
+    found = agent.update(rows)["critic_loss"]
+
+    loss, gradient = 0.0, torch.zeros(2, 5)
+    for i in range(16):
+        following = rows.next_observation[i]
+        future = min(float(slow[k] @ torch.cat([following, torch.tanh(following[:2])])) for k in range(2))
+        y = 0.5 * float(rows.reward[i]) + (0.0 if i % 4 == 0 else 0.9 * future)
+        inputs = torch.cat([rows.observation[i], rows.action[i]])
+        for k in range(2):
+            error = float(online[k] @ inputs) - y
+            loss += error**2 / 32
+            gradient[k] += 2 * error * inputs / 32
+    assert found == pytest.approx(loss, rel=1e-5)
+    stepped = online - 0.1 * gradient
+    torch.testing.assert_close(critics.weight.data, stepped)
+    torch.testing.assert_close(target.weight.data, 0.75 * slow + 0.25 * stepped)
 
 
 def test_the_seed_decides_everything() -> None:
@@ -100,6 +151,7 @@ def test_the_paper_preset_is_the_papers_table() -> None:
         1.5,
     )
     assert (paper.buffer_size, paper.num_environments, paper.evaluation_episodes) == (1_000_000, 5, 20)
+    assert paper.evaluation_candidates == 10 and preset("quick", "Hopper-v5").evaluation_candidates == 1
 
 
 @pytest.mark.parametrize(
@@ -113,6 +165,7 @@ def test_the_paper_preset_is_the_papers_table() -> None:
         ({"witdh": 3}, "unknown setting 'witdh'.*Did you mean 'width'"),
         ({"batch_size": 0}, "batch_size must be at least 1"),
         ({"num_candidates": 1}, "at least 2"),
+        ({"num_candidates": 3, "algorithm": "rfm"}, "at least 4 for rfm, not 3"),
         ({"wall": 0.0}, "wall must be"),
         ({"discount": 1.0}, "below 1"),
         ({"candidate_noise": -0.1}, "candidate_noise must be"),

@@ -34,6 +34,7 @@ def settings(**changes: Any) -> ControlSettings:
 
 
 def improve(agent: Agent, critics: DoubleCritic, state: Tensor, steps: int) -> None:
+    assert agent.improvement is not None
     for step in range(steps):
         loss, _ = agent.improvement.loss(agent.policy, critics, state, agent.learning, progress=step / steps)
         agent.policy_optimizer.zero_grad()
@@ -89,7 +90,8 @@ def test_simpos_loss_is_the_weighted_matching_loss_of_all_candidates(pull: float
     weight = torch.zeros(3, 16)
     weight[:, :4] = torch.tensor([8.0, 6.0, 3.0, -1.0])
     seed = torch.Generator().manual_seed(4)
-    found = improvement._matching_loss(agent.policy, state, candidate, weight, seed)
+    found, case_two = improvement._matching_loss(agent.policy, state, candidate, weight, seed)
+    assert case_two == pytest.approx(3 / 48)  # the -1 of each state repels, with a pull of 0.7 too
 
     rows = torch.ones(3, 16, dtype=torch.bool) if pull else weight != 0
     x_0, wide, w = candidate[rows], state[:, None].expand(-1, 16, -1)[rows], weight[rows]
@@ -174,19 +176,29 @@ def test_rfms_field_has_no_mean_although_actions_are_bounded() -> None:
 @pytest.mark.parametrize(("estimator", "path"), [("noise", "flow"), ("combined", "diffusion")])
 def test_rfm_trains_the_boltzmann_policy(estimator: str, path: str) -> None:
     agent = Agent(
-        settings(algorithm="rfm", estimator=estimator, path=path, sampling_steps=12),
+        settings(algorithm="rfm", estimator=estimator, path=path, sampling_steps=8, policy_learning_rate=1.5e-3),
         2,
         2,
         seed=0,
     )
     state = torch.tensor([[0.0, 0.0], [-0.4, 0.3]]).repeat(32, 1)
-    improve(agent, cast(DoubleCritic, Quadratic()), state, 350)
+    improve(agent, cast(DoubleCritic, Quadratic()), state, 240)
     action = agent.policy.sample(state[:2], 1000, torch.Generator().manual_seed(0))
     torch.testing.assert_close(action.mean(1), CENTRE + state[:2], rtol=0, atol=0.06)
     improvement = cast(RfmImprovement, agent.improvement)
     assert improvement.spread is not None
     expected = math.sqrt(improvement.settings.temperature * improvement.spread)
     torch.testing.assert_close(action.std(1), torch.full((2, 2), expected), rtol=0.25, atol=0.02)
+
+
+def test_rfm_without_any_usable_target_is_an_error() -> None:
+    class Broken:
+        def score(self, state: Tensor, action: Tensor) -> Tensor:
+            return action.sum(-1) * torch.inf
+
+    agent = Agent(settings(algorithm="rfm"), 2, 2, seed=0)
+    with pytest.raises(FloatingPointError, match="no state of the batch has a usable target"):
+        improve(agent, cast(DoubleCritic, Broken()), torch.zeros(4, 2), 1)
 
 
 def test_rfm_cools_over_the_first_third() -> None:

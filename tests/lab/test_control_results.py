@@ -33,11 +33,26 @@ def test_a_new_run_replaces_an_old_one_and_empty_ones_vanish() -> None:
 
 def test_curves_are_means_over_seeds_as_far_as_all_of_them_went() -> None:
     runs = [record(0, [0.0, 4.0, 6.0]).evaluations, record(1, [2.0, 8.0]).evaluations]
-    assert mean_curve(runs) == ([0.0, 1000.0], [1.0, 6.0], [1.0, 2.0])
+    step, mean, spread = mean_curve(runs)
+    assert (step, mean) == ([0.0, 1000.0], [1.0, 6.0])
+    assert spread == pytest.approx([2**0.5, 8**0.5])
+    assert mean_curve(runs[:1]) == ([0.0, 1000.0, 2000.0], [0.0, 4.0, 6.0], None)
 
 
-def test_the_figure_has_a_panel_per_family_with_a_line_per_variant() -> None:
-    runs = [record(0, [0.0, 1.0]), record(0, [0.0, 2.0], weighting="exp"), record(0, [0.0, 3.0], algorithm="rfm")]
+def test_the_figure_has_a_panel_per_family_with_a_line_per_variant_and_one_that_was_not_trained() -> None:
+    runs = [
+        *(record(0, [0.0, 1.0]), record(1, [0.0, 2.0]), record(0, [0.0, 2.0], weighting="exp")),
+        *(record(0, [0.0, 3.0], algorithm="rfm"), record(0, [0.0, 0.0], algorithm="frozen")),
+    ]
     axes = returns_figure(runs, "Pendulum-v1").axes
     assert [a.get_title() for a in axes] == ["SiMPO, Pendulum-v1", "RFM, Pendulum-v1"]
-    assert [len(a.lines) for a in axes] == [2, 1]
+    simpo, rfm = ([line.get_color() for line in a.lines] for a in axes)
+    assert len(simpo) == 3 and len(rfm) == 2
+    assert len({*simpo, *rfm}) == 4 and simpo[-1] == rfm[-1]
+    # Bands: only where there are two seeds.
+    assert [len(a.collections) for a in axes] == [1, 0]
+
+
+def test_a_figure_of_policies_that_were_not_trained_has_one_panel() -> None:
+    (axes,) = returns_figure([record(0, [0.0, 1.0], algorithm="frozen")], "Pendulum-v1").axes
+    assert axes.get_title() == "Pendulum-v1" and len(axes.lines) == 1

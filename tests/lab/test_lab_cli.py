@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from awm.lab import cli
+from awm.lab.options import experiment_parser
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"]])
@@ -36,6 +38,23 @@ def test_an_error_in_our_own_imports_is_not_called_a_missing_package(monkeypatch
     monkeypatch.setitem(cli.REGISTRY.table, "control", "awm.no_such_module:main")
     with pytest.raises(ModuleNotFoundError):
         cli.main(["control"])
+
+
+def test_a_loss_that_is_not_finite_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def diverge(*_: object) -> int:
+        raise FloatingPointError("the loss is not finite")
+
+    monkeypatch.setattr("awm.lab.bandits.main", diverge)
+    assert cli.main(["bandits"]) == 1
+    assert capsys.readouterr().err == "error: the loss is not finite\n"
+
+
+def test_results_that_are_published_are_no_default() -> None:
+    parser = experiment_parser("awm-lab x", None, seeds=3)
+    assert parser.parse_args([]).out == Path("logs/lab")
+    assert "were written with --out benchmarks/results/lab" in " ".join(parser.format_help().split())
 
 
 def test_help_imports_no_torch() -> None:

@@ -3,13 +3,15 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from awm.lab.cli import main
-from awm.lab.sequences import evaluation, prepare
+from awm.lab.sequences import command, evaluation, prepare
+from awm.lab.sequences.cache import Cache
 from awm.lab.sequences.data import measure, sample_sequences
 from awm.lab.sequences.reward_model import correlation, train_reward_model
 from awm.lab.sequences.settings import METHODS, Settings, check_method
@@ -37,9 +39,34 @@ def test_a_second_call_continues_from_the_cache(
     monkeypatch.setattr(evaluation, "finetune", never)
     second = run("linear_neg", "best_of_n")
     assert second["runs"]["linear_neg"] == first["runs"]["linear_neg"]
+    assert {"commit", "cpu_seconds"} < first["runs"]["linear_neg"][0].keys()
     assert set(second["summary"]) == {"linear_neg", "best_of_n"}
     assert (tmp_path / "out" / "sequences.png").read_bytes().startswith(b"\x89PNG")
     assert "linear_neg" in capsys.readouterr().out
+
+
+def test_a_method_whose_loss_is_not_finite_leaves_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made: list[str] = []
+
+    def run_method(bench: object, method: str, *, seed: int) -> dict[str, Any]:
+        made.append(f"{method}-{seed}")
+        if method == "exp" and seed == 1:
+            raise FloatingPointError("the loss is not finite")
+        return {"final": dict.fromkeys(command.SHOWN, 1.0)}
+
+    monkeypatch.setattr(command, "run_method", run_method)
+    bench: Any = SimpleNamespace(settings=Settings())
+    runs, stopped = command.run_methods(bench, Cache(tmp_path), ["exp", "square"], 3)
+    assert made == ["exp-0", "exp-1", "square-0", "square-1", "square-2"]
+    assert list(runs) == ["square"] and stopped == {"exp": "the loss is not finite"}
+    assert "exp stopped" in capsys.readouterr().err
+    monkeypatch.setattr(command, "prepare", lambda *_, **__: bench)
+    words = ["sequences", "--methods", "exp", "--seeds", "2", "--out", str(tmp_path), "--cache", str(tmp_path)]
+    assert main(words) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: no method finished") and error.endswith("the loss is not finite")
 
 
 def test_a_mistake_of_the_user_is_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -51,7 +78,7 @@ def test_a_mistake_of_the_user_is_a_sentence(capsys: pytest.CaptureFixture[str],
 
 def test_table_by_hand() -> None:
     def runs(*predicted: float) -> list[dict[str, Any]]:
-        names = ("held_out", "true", "kl_pretrained", "nll_pretrained", "kmer_correlation", "hamming", "gc")
+        names = ("held_out", "true", "nll_pretrained", "kmer_correlation", "hamming", "gc")
         return [
             {
                 "final": {"predicted": value, **dict.fromkeys(names, 0.5)},
@@ -70,7 +97,9 @@ def test_table_by_hand() -> None:
     curves = mean_curves({"square": runs(4.5, 5.5), "pretrained": [{"final": {}, "updates": []}]})
     assert curves == {"square": {"predicted": [5.0, 1.0]}}
     last = format_table(rows).splitlines()[-1]
-    assert last.startswith("square") and "5.000 ±0.707" in last and last.split()[-2:] == ["+25.0%", "+25.0%"]
+    assert last.split()[:2] == ["square", "+25.0%"] and "5.000 ±0.707" in last and last.split()[-1] == "+25.0%"
+    unlike = format_table({**rows, "wd1": rows["exp"]}).splitlines()
+    assert unlike[-2].startswith("wd1 *") and unlike[-1].startswith("* temperature as published")
 
 
 def test_methods_and_weightings() -> None:

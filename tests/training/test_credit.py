@@ -224,7 +224,7 @@ def test_a_dry_run_counts_the_forwards_of_every_form(make_config: Make) -> None:
         counted[form] = (plan.training.plain, plan.training.trained)
     # Two times a sample; half of the samples are in the second update.
     assert counted == {
-        "noise": (0, 2), "combined": (1, 2), "gradient": (1, 2), "gaussian": (1, 2), "anchored": (1, 2)
+        "noise": (1, 2), "combined": (2, 2), "gradient": (2, 2), "gaussian": (1, 2), "anchored": (1, 2)
     }  # fmt: skip
 
 

@@ -24,7 +24,13 @@ from awm.lab.record import write_result
 def main(argv: Sequence[str], program: str) -> int:
     """Run the studies, print their tables, write bandits.json and bandits.png."""
     parser = experiment_parser(program, __doc__, seeds=64)
-    parser.add_argument("--study", nargs="+", choices=list(STUDIES), help="only these (default: all)", default=None)
+    parser.add_argument(
+        "--study",
+        nargs="+",
+        choices=list(STUDIES),
+        metavar="NAME",
+        help=f"only these of {', '.join(STUDIES)} (default: all)",
+    )
     parser.add_argument(
         "--redraw", action="store_true", help="draw the figure of FOLDER/bandits.json again, run nothing"
     )

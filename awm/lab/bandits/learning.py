@@ -25,6 +25,8 @@ EVALUATION, FINAL_EVALUATION = 128, 512
 """Actions a regret is measured with, while learning and in the last iterations."""
 MINIMUM_TEMPERATURE = 0.01
 MINIMUM_TIME = 1e-3
+ROUNDING = 1e-6
+"""Case II begins below minus this, so that weights that are exactly 0 do not count."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +170,7 @@ def _match(
         optimizer.step()
     x_t = interpolate(x_0, noises[0], times[0])
     # The anchor adds its weight to the coefficient of the loss at every x_t.
-    return (local_weight(x_t, times[0], x_0, w) + loop.anchor < 0).double().mean(1)
+    return (local_weight(x_t, times[0], x_0, w) + loop.anchor < -ROUNDING).double().mean(1)
 
 
 @torch.no_grad()

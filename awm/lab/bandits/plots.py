@@ -22,8 +22,8 @@ Results = Mapping[str, Mapping[str, Any]]
 _COLOUR = dict(zip(WEIGHTINGS, COLOURS, strict=False))
 _ROWS = (
     ("escape",),
-    ("broad, equal temperature", "broad, equal KL"),
-    ("sharp, equal temperature", "sharp, equal KL"),
+    ("broad-temperature", "broad-kl"),
+    ("sharp-temperature", "sharp-kl"),
     ("narrow", "unstable"),
 )
 

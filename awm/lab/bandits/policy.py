@@ -16,6 +16,7 @@ from awm.samplers.ddim import DDIM
 
 NUM_STEPS = 20
 PRETRAIN_STEPS, PRETRAIN_BATCH, PRETRAIN_LEARNING_RATE = 2000, 256, 3e-3
+# Not shifted_grid(NUM_STEPS, shift=1.0): its last positive time is 1/1000, not 1 / NUM_STEPS.
 _SAMPLER = DDIM(grid=tuple(1 - i / NUM_STEPS for i in range(NUM_STEPS + 1)))
 
 

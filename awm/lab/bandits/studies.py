@@ -57,14 +57,10 @@ STUDIES = {
         _ESCAPE,
         arms("Linear", "Square", "Exp", "Lin. Neg. -0.5", "Lin. Neg. -2", "Sqr. Neg. -0.5"),
     ),
-    "broad, equal temperature": Study(
-        "Figure 3, broad optima, temperature 0.5", _BROAD, arms(*_SHAPES, temperature=0.5)
-    ),
-    "broad, equal KL": Study("Figure 3, broad optima, KL 1.5", _BROAD, arms(*_SIGNED, kl=1.5)),
-    "sharp, equal temperature": Study(
-        "Figure 3, sharp optima, temperature 0.5", _SHARP, arms(*_SHAPES, temperature=0.5)
-    ),
-    "sharp, equal KL": Study("Figure 3, sharp optima, KL 1.5", _SHARP, arms(*_SIGNED, kl=1.5)),
+    "broad-temperature": Study("Figure 3, broad optima, temperature 0.5", _BROAD, arms(*_SHAPES, temperature=0.5)),
+    "broad-kl": Study("Figure 3, broad optima, KL 1.5", _BROAD, arms(*_SIGNED, kl=1.5)),
+    "sharp-temperature": Study("Figure 3, sharp optima, temperature 0.5", _SHARP, arms(*_SHAPES, temperature=0.5)),
+    "sharp-kl": Study("Figure 3, sharp optima, KL 1.5", _SHARP, arms(*_SIGNED, kl=1.5)),
     "narrow": Study(
         "No sample near the global optimum: initial std 0.2, KL 1",
         replace(_ESCAPE, std=0.2),

@@ -27,7 +27,7 @@ PROPOSALS: tuple[Proposal, ...] = ("reverse", "mixture")
 DESCRIPTION = """\
 Reverse flow matching (arXiv 2601.08136) on two-dimensional Boltzmann targets whose velocity is known: bias and variance
 of its estimators over times and numbers of candidates, then a flow trained with each on the log density alone. The
-reference "samples" is ordinary flow matching on exact draws. About 10 minutes on one CPU core."""
+reference "samples" is ordinary flow matching on exact draws. 10-20 minutes on one CPU core."""
 
 
 @dataclass(frozen=True, slots=True)

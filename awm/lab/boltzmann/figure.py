@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor
 
 from awm.lab.boltzmann.mixture import GaussianMixture
@@ -69,18 +70,18 @@ def draw_error(axes: Axes, rows: Sequence[Row], proposal: str, size: int) -> Non
             linestyle=":" if name == "sample" else "-",
         )
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())  # minor ticks have no length here, but take seconds to lay out
     axes.set_ylim(1e-3, 1e4)
     axes.set_title(f"RMS error, {proposal} candidates, N = {size}")
     axes.set_xlabel("t (1 = noise)")
 
 
 def draw_bias(axes: Axes, rows: Sequence[Row], t: float) -> None:
-    """Root mean square bias against N, with a guide of slope -1; what is below its own noise is left out."""
+    """Root mean square bias against N, with a guide of slope -1; a gap where it is below its own noise."""
     for proposal, style in _PROPOSALS.items():
         for name in SHOWN:
             cells = [row for row in rows if (row["estimator"], row["proposal"]) == (name, proposal)]
-            seen = [row for row in cells if _is_seen(row)]
-            x, y = [row["num_candidates"] for row in seen], [row["bias"] for row in seen]
+            x, y = [row["num_candidates"] for row in cells], [seen_bias(row) for row in cells]
             axes.plot(x, y, color=_COLOUR[name], linestyle=style, marker="o", markersize=3)
     sizes = sorted({row["num_candidates"] for row in rows})
     noise = [row["bias"] for row in rows if row["estimator"] == "noise" and row["num_candidates"] == sizes[0]]
@@ -88,6 +89,7 @@ def draw_bias(axes: Axes, rows: Sequence[Row], t: float) -> None:
     axes.plot(sizes, [2 * first * sizes[0] / size for size in sizes], color=LINE, linewidth=4, zorder=0)
     axes.set_xscale("log", base=4)
     axes.set_yscale("log")
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.set_title(f"RMS bias, t = {t} (grey: 1 / N)")
     axes.set_xlabel("candidates N")
@@ -102,13 +104,15 @@ def draw_samples(axes: Axes, target: GaussianMixture, points: Tensor, title: str
     axes.plot(points[:1500, 0], points[:1500, 1], ".", markersize=1.5, color=COLOURS[0], alpha=0.6)
     axes.set(xlim=(-_LIMIT, _LIMIT), ylim=(-_LIMIT + 1, _LIMIT + 1), aspect="equal", xticks=[], yticks=[])
     axes.grid(False)
+    axes.spines[:].set_visible(False)
     axes.set_title(title)
 
 
-def _is_seen(row: Row) -> bool:
-    """True if the squared bias is at least two standard errors above zero."""
+def seen_bias(row: Row) -> float:
+    """The bias, or NaN unless its square is at least two standard errors above zero."""
     error = row["squared_bias_se"]
-    return row["bias"] is not None and (math.isnan(error) or row["squared_bias"] >= 2 * error)
+    seen = row["bias"] is not None and (math.isnan(error) or row["squared_bias"] >= 2 * error)
+    return float(row["bias"]) if seen else math.nan
 
 
 def _title(name: str, flows: Sequence[Row]) -> str:

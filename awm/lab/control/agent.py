@@ -62,7 +62,7 @@ class Agent:
         activation = nn.functional.mish if settings.activation == "mish" else nn.functional.silu
         make_schedule = flow_schedule if settings.path == "flow" else diffusion_schedule
         # The tails of RFM's target reach beyond the box; see awm.lab.control.rfm.
-        bound = 1.0 if settings.algorithm == "simpo" else 1 + 2 * settings.wall
+        bound = 1 + 2 * settings.wall if settings.algorithm == "rfm" else 1.0
         self.policy = GenerativePolicy(
             observation_dim,
             action_dim,
@@ -83,10 +83,10 @@ class Agent:
             activation=activation,
         ).to(device)
         self.target = target_copy(self.critics)
-        self.improvement: Improvement
+        self.improvement: Improvement | None = None
         if settings.algorithm == "simpo":
             self.improvement = SimpoImprovement(settings, self.policy)
-        else:
+        elif settings.algorithm == "rfm":
             self.improvement = RfmImprovement(settings, device=device)
         self.critic_optimizer = torch.optim.Adam(self.critics.parameters(), lr=settings.critic_learning_rate)
         self.policy_optimizer = torch.optim.Adam(self.policy.parameters(), lr=settings.policy_learning_rate)
@@ -119,16 +119,19 @@ class Agent:
         return action[torch.arange(len(action), device=self.device), score.argmax(1)].cpu()
 
     def update(self, batch: Transitions) -> dict[str, float]:
-        """One gradient step of the critics, then one of the policy; returns what to log."""
+        """One gradient step of the critics, then one of the policy if it is trained; returns what to log."""
         metrics = {"critic_loss": self._update_critics(batch)}
+        if self.improvement is not None:
+            metrics |= self._update_policy(self.improvement, batch.observation)
+        self.num_updates += 1
+        return metrics
+
+    def _update_policy(self, improvement: Improvement, state: Tensor) -> dict[str, float]:
         progress = self.num_updates / max(self.settings.num_updates, 1)
-        loss, details = self.improvement.loss(
-            self.policy, self.critics, batch.observation, self.learning, progress=progress
-        )
+        loss, details = improvement.loss(self.policy, self.critics, state, self.learning, progress=progress)
         _step(self.policy_optimizer, loss)
         self.policy_schedule.step()
-        self.num_updates += 1
-        return metrics | {"policy_loss": float(loss.detach())} | details
+        return {"policy_loss": float(loss.detach())} | details
 
     def _update_critics(self, batch: Transitions) -> float:
         action = self.policy.sample(batch.next_observation, 1, self.learning).squeeze(1)

@@ -1,9 +1,10 @@
 """``awm-lab control``: online RL with SiMPO and RFM on Gymnasium environments.
 
 Trains every combination of --algorithm, --weighting or --estimator, and --path, with several seeds each, and writes
-FOLDER/NAME.json (every evaluation of every run), FOLDER/NAME.png (return against steps) and a table.
+FOLDER/NAME.json (every evaluation of every run), FOLDER/NAME.png (return against steps) and a table. Algorithm frozen
+trains the critics only: what the policy's own training adds shows beside it.
 
-  learning visible in minutes    awm-lab control --env Pendulum-v1 --preset quick --seeds 3
+  learning visible in minutes    awm-lab control --algorithm simpo frozen --seeds 3
   the paper's runs               awm-lab control --env Hopper-v5 --weighting linear_neg --seeds 5 --preset paper
 """
 
@@ -14,7 +15,7 @@ import itertools
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -28,6 +29,7 @@ from awm.lab.control.results import FINISHED, INTERRUPTED, Evaluation, RunRecord
 from awm.lab.control.settings import ControlSettings, preset
 from awm.lab.options import experiment_parser, positive
 from awm.lab.record import write_result
+from awm.provenance import provenance
 from awm.registry import nearest
 
 
@@ -49,10 +51,11 @@ def main(argv: Sequence[str], program: str) -> int:
     start = time.monotonic()
     new: list[RunRecord] = []
     command = [*program.split(), *argv]
+    code = provenance(shlex.join(command), ())
     with limited_threads(options.threads):
         for settings, seed in plan:
             run = train(settings, seed=seed, device=options.device)
-            new.append(follow(run, settings, seed, shlex.join(command)))
+            new.append(follow(run, settings, seed, code))
             if runs := merged(old, new):
                 write(options.out, name, command, runs, options.env, time.monotonic() - start)
             if new[-1].ended == INTERRUPTED:
@@ -84,8 +87,15 @@ def limited_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def follow(run: Iterator[Evaluation], settings: ControlSettings, seed: int, command: str) -> RunRecord:
-    """Run one seed, a line per evaluation; a run that Ctrl-C or its own numbers stop keeps what it found."""
+def follow(run: Iterator[Evaluation], settings: ControlSettings, seed: int, code: Mapping[str, Any]) -> RunRecord:
+    """Run one seed, a line per evaluation; a run that Ctrl-C or its own numbers stop keeps what it found.
+
+    Args:
+        run: gives its evaluations.
+        settings: of the run.
+        seed: of the run.
+        code: command, commit and clean, see ``awm.provenance``.
+    """
     evaluations: list[Evaluation] = []
     ended = FINISHED
     try:
@@ -98,7 +108,8 @@ def follow(run: Iterator[Evaluation], settings: ControlSettings, seed: int, comm
     except FloatingPointError as error:
         ended = str(error)
         print(f"{settings.variant}, seed {seed} stopped: {error}", file=sys.stderr)
-    return RunRecord.of(settings, seed, evaluations, command=command, ended=ended)
+    origin = {name: code[name] for name in ("command", "commit", "clean")}
+    return RunRecord.of(settings, seed, evaluations, ended=ended, **origin)
 
 
 def progress_line(settings: ControlSettings, seed: int, evaluations: Sequence[Evaluation]) -> str:
@@ -134,12 +145,17 @@ def make_parser(program: str) -> argparse.ArgumentParser:
     parser = experiment_parser(program, __doc__, seeds=1)
     add = parser.add_argument
     add("--env", default="Pendulum-v1", metavar="ID", help="Gymnasium id, Hopper-v5 (default: Pendulum-v1)")
-    add("--algorithm", nargs="+", default=["simpo"], choices=known.ALGORITHMS, help="one or both (default: simpo)")
-    add("--weighting", nargs="+", default=["linear"], choices=tuple(known.WEIGHTINGS), help="of SiMPO, one or more")
-    add("--estimator", nargs="+", default=["combined"], choices=known.ESTIMATORS, help="of RFM, one or more")
+    add("--algorithm", nargs="+", default=["simpo"], choices=known.ALGORITHMS, help="one or more (default: simpo)")
+    add("--weighting", nargs="+", choices=tuple(known.WEIGHTINGS), help="of SiMPO, one or more (default: linear)")
+    add("--estimator", nargs="+", choices=known.ESTIMATORS, help="of RFM, one or more (default: combined)")
     add("--path", nargs="+", default=["flow"], choices=known.PATHS, help="flow, diffusion or both (default: flow)")
     add("--landscape", choices=tuple(LANDSCAPES), help="reward forward speed by this function instead (HalfCheetah)")
-    add("--preset", choices=known.PRESETS, default="quick", help="paper: 1e6 steps, wide networks (default: quick)")
+    add(
+        "--preset",
+        choices=known.PRESETS,
+        default="quick",
+        help="paper: 1e6 steps, wide networks, days on a CPU; use --device cuda:0 (default: quick)",
+    )
     add("--steps", type=positive, metavar="N", help="transitions per run; default: the preset's")
     add("--first-seed", type=int, default=0, metavar="K", help="seeds K to K + N - 1 (default: 0)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="any other setting, width=128 (see settings.py)")
@@ -163,10 +179,14 @@ def variants(options: argparse.Namespace) -> list[ControlSettings]:
     if options.steps is not None:
         common["total_steps"] = options.steps
     chosen: list[dict[str, Any]] = []
-    if "simpo" in options.algorithm:
-        chosen += [{"algorithm": "simpo", "weighting": weighting} for weighting in options.weighting]
-    if "rfm" in options.algorithm:
-        chosen += [{"algorithm": "rfm", "estimator": estimator} for estimator in options.estimator]
+    for algorithm, option, default in (("simpo", "weighting", "linear"), ("rfm", "estimator", "combined")):
+        values = getattr(options, option)
+        if algorithm in options.algorithm:
+            chosen += [{"algorithm": algorithm, option: value} for value in values or [default]]
+        elif values:
+            raise ValueError(f"--{option} is an option of {algorithm}: add it, --algorithm {algorithm}.")
+    if "frozen" in options.algorithm:
+        chosen.append({"algorithm": "frozen"})
     pairs = itertools.product(options.path, chosen)
     return [preset(options.preset, options.env, path=path, **choice, **common) for path, choice in pairs]
 

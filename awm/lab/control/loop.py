@@ -16,7 +16,9 @@ from awm.lab.control.results import Evaluation
 from awm.lab.control.settings import ControlSettings
 
 EVALUATION_SEED = 10_000
-"""Of the first evaluation episode: far from the seeds of training, the same for all runs."""
+"""Of the first evaluation episode, the same for all runs."""
+TRAINING_SEED = 1_000_000
+"""Of the first training environment of seed 0: no evaluation has so many episodes that they would meet."""
 
 
 def train(settings: ControlSettings, *, seed: int, device: str = "cpu") -> Iterator[Evaluation]:
@@ -39,6 +41,11 @@ def train(settings: ControlSettings, *, seed: int, device: str = "cpu") -> Itera
                 due += settings.evaluation_interval
 
 
+def environment_seeds(seed: int, count: int) -> list[int]:
+    """One seed for each training environment of a run; runs of other seeds share none of them."""
+    return [TRAINING_SEED + seed * count + i for i in range(count)]
+
+
 class Run:
     """Environments, agent and buffer of one run; a context manager, because environments have to be closed.
 
@@ -58,7 +65,7 @@ class Run:
         self.agent = Agent(settings, observation_dim, action_dim, seed=seed, device=device)
         capacity = min(settings.buffer_size, settings.total_steps + settings.num_environments)
         self.buffer = ReplayBuffer(capacity, observation_dim, action_dim, device=device)
-        self.collector = Collector(self.environments, seed=seed)
+        self.collector = Collector(self.environments, seed=environment_seeds(seed, settings.num_environments))
         self.draws = sample_generator(seed, "control/replay", 0, 0, device)
         self.log = MeanLog()
         self.steps = 0

@@ -55,6 +55,8 @@ class RunRecord:
         evaluations: records with step, mean, spread, returns, seconds and metrics.
         command: the words that made it.
         ended: "finished", "interrupted", or the sentence of the error that stopped it.
+        commit: of the code that made it; one file may hold runs of several. None if unknown.
+        clean: whether the tracked files were those of the commit.
     """
 
     variant: str
@@ -63,6 +65,8 @@ class RunRecord:
     evaluations: tuple[Mapping[str, Any], ...]
     command: str = ""
     ended: str = FINISHED
+    commit: str | None = None
+    clean: bool | None = None
 
     @classmethod
     def of(
@@ -73,6 +77,8 @@ class RunRecord:
         *,
         command: str = "",
         ended: str = FINISHED,
+        commit: str | None = None,
+        clean: bool | None = None,
     ) -> RunRecord:
         """The record of a run, finished or not."""
         points = tuple(
@@ -86,7 +92,7 @@ class RunRecord:
             }
             for e in evaluations
         )
-        return cls(settings.variant, seed, asdict(settings), points, command, ended)
+        return cls(settings.variant, seed, asdict(settings), points, command, ended, commit, clean)
 
     @property
     def final(self) -> float:

@@ -84,6 +84,11 @@ class RfmImprovement:
         """
         x_t, t = self.noised_actions(policy, state, generator)
         estimate = self.estimate(policy, critics, state, x_t, t, generator, self.temperature(progress))
+        if not estimate.valid.any():
+            raise FloatingPointError(
+                "no state of the batch has a usable target, Q may be infinite; lower the learning rates or the reward "
+                "scale."
+            )
         error = velocity_mse(policy.prediction(x_t, t, state)[None], estimate.target[None])[0]
         loss = error[estimate.valid].sum() / len(state)
         assert self.spread is not None

@@ -3,6 +3,9 @@
 Paper: SiMPO, table of hyperparameters in appendix F, and section 5.2 (5 environments, 1e6 steps, 2e5 updates, 20
 evaluation episodes, N = 32 actions per state, KL target 1.5). What its text leaves open is from the authors' code:
 batch, target rate, noise on the candidates, refresh of the old policy, best of 10 actions when evaluating.
+
+The quick preset evaluates a single draw. With the best of 10 by Q even a policy that is not trained solves Pendulum:
+that shows the critics. The paper preset keeps 10, the authors' protocol, so that its returns compare with theirs.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from awm.lab.control.landscapes import LANDSCAPES
 from awm.registry import nearest
 from awm.weightings import Weighting
 
-ALGORITHMS = ("simpo", "rfm")
+ALGORITHMS = ("simpo", "rfm", "frozen")
 PATHS = ("flow", "diffusion")
 ESTIMATORS = ("noise", "gradient", "combined")
 WEIGHTINGS = {"exp": "exp", "linear": "linear", "square": "square", "linear_neg": "linear", "square_neg": "square"}
 ACTIVATIONS = ("mish", "silu")
 PRESETS = ("paper", "quick")
+NOT_TRAINED = "not trained"
+"""What the policy of algorithm frozen is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +34,7 @@ class ControlSettings:
 
     Attributes:
         environment: a Gymnasium id with continuous actions, "Hopper-v5".
-        algorithm: simpo or rfm.
+        algorithm: simpo, rfm, or frozen: the critics learn, the policy stays as it was drawn.
         path: flow (straight path, the network predicts velocity) or diffusion (cosine schedule, predicts noise).
         weighting: of SiMPO; the name with _neg cuts weights at ``floor`` instead of 0.
         estimator: of RFM's velocity target.
@@ -117,7 +122,9 @@ class ControlSettings:
         """What the run is called in tables and legends, "SiMPO linear, flow"."""
         if self.algorithm == "simpo":
             return f"SiMPO {self.weighting}, {self.path}"
-        return f"RFM {self.estimator}, {self.path}"
+        if self.algorithm == "rfm":
+            return f"RFM {self.estimator}, {self.path}"
+        return f"{NOT_TRAINED}, {self.path}"
 
     @property
     def num_updates(self) -> int:
@@ -146,6 +153,11 @@ class ControlSettings:
                 raise ValueError(f"{name} must be a finite number, at least 0, not {getattr(self, name)}.")
         if self.num_candidates < 2:
             raise ValueError("num_candidates must be at least 2: one action alone cannot be better than the others.")
+        if self.algorithm == "rfm" and self.num_candidates < 4:
+            raise ValueError(
+                f"num_candidates must be at least 4 for rfm, not {self.num_candidates}: half of them are uniform "
+                f"actions, and the spread of Q over those needs two."
+            )
         if self.discount >= 1 or self.target_rate > 1:
             raise ValueError(
                 f"discount must be below 1 and target_rate at most 1, not {self.discount}, {self.target_rate}."
@@ -208,6 +220,7 @@ _QUICK: dict[str, Any] = {
     "warmup_steps": 1_000,
     "evaluation_interval": 1_000,
     "evaluation_episodes": 10,
+    "evaluation_candidates": 1,
     "width": 64,
     "depth": 2,
     "activation": "silu",

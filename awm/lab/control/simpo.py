@@ -72,7 +72,8 @@ class SimpoImprovement:
             score = critics.score(state.unsqueeze(1).expand(-1, candidate.shape[1], -1), candidate)
         weight, metrics = self.weights(score)
         self.num_calls += 1
-        return self._matching_loss(policy, state, candidate, weight, generator), metrics
+        loss, case_two = self._matching_loss(policy, state, candidate, weight, generator)
+        return loss, metrics | {"weight/case_two": case_two}
 
     def candidates(self, state: Tensor, generator: torch.Generator) -> Tensor:
         """[B, N, d] actions of the old policy with noise, in the box; without it all could become the same.
@@ -103,7 +104,8 @@ class SimpoImprovement:
 
     def _matching_loss(
         self, policy: GenerativePolicy, state: Tensor, candidate: Tensor, weight: Tensor, generator: torch.Generator
-    ) -> Tensor:
+    ) -> tuple[Tensor, float]:
+        """The loss, and the share of all candidates that repel (the paper's case II)."""
         # A candidate without weight adds nothing to loss or gradient; with Linear and Square that is most of them.
         # Only the pull speaks about all of them.
         matters = (weight != 0) | (self.settings.pull > 0)
@@ -117,12 +119,13 @@ class SimpoImprovement:
         if self.settings.pull > 0:
             with torch.no_grad():
                 old = self.old_policy.prediction(x_t, t, state)
-        loss = simpo_loss(
+        output = simpo_loss(
             policy.prediction(x_t, t, state)[None],
             target[None],
             t[None],
             weight,
             velocity_old=None if old is None else old[None],
             pull=self.settings.pull,
-        ).loss
-        return loss.sum() / candidate.shape[:2].numel()
+        )
+        count = candidate.shape[:2].numel()
+        return output.loss.sum() / count, float(output.metrics["weight/case_two"].sum()) / count

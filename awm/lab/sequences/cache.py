@@ -15,7 +15,7 @@ import torch
 from awm.lab.record import plain
 from awm.lab.sequences.settings import Settings
 
-FORMAT = 1  # raise when code changes what a stored file would hold
+MODELS_FORMAT, RUNS_FORMAT = 1, 2  # raise when code changes what a stored file would hold
 OF_MODELS = ("world", "data_size", "reward_epochs", "pretrain_steps")
 
 
@@ -23,7 +23,7 @@ def fingerprint(settings: Settings, *, models_only: bool) -> str:
     """Ten hexadecimal digits of the settings that a stored file depends on."""
     values = asdict(settings)
     chosen = {name: value for name, value in values.items() if not models_only or name in OF_MODELS}
-    text = json.dumps([FORMAT, torch.__version__, chosen], sort_keys=True)
+    text = json.dumps([MODELS_FORMAT if models_only else RUNS_FORMAT, torch.__version__, chosen], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -20,7 +21,8 @@ from awm.lab.sequences.table import format_table, mean_curves, summarise
 
 NAME = "sequences"
 CACHE = Path("logs/lab/sequences")
-SHOWN = ("predicted", "held_out", "true", "kl_pretrained", "hamming")
+SHOWN = ("predicted", "held_out", "true", "nll_pretrained", "hamming")
+ORIGIN = ("cpu_seconds", "commit")
 DESCRIPTION = """\
 SiMPO on a discrete task: a masked-diffusion model of synthetic regulatory DNA sequences is fine-tuned to raise what a
 reward model predicts of them, as in SiMPO's table 3 (arXiv 2603.10250). Every method samples and scores the same number
@@ -30,7 +32,7 @@ The same command continues where it was stopped."""
 
 
 def main(argv: Sequence[str], program: str) -> int:
-    """Run the experiment; returns the exit status.
+    """Run the experiment; returns the exit status, 1 if a method stopped because its loss was not finite.
 
     Args:
         argv: options, without the experiment's name.
@@ -42,17 +44,18 @@ def main(argv: Sequence[str], program: str) -> int:
     name = f"{NAME}_centred" if options.centred else NAME
     cache = Cache(options.cache)
     bench = prepare(settings, cache, log=lambda line: print(line, flush=True))
-    runs = {method: run_seeds(bench, cache, method, options.seeds) for method in options.methods}
+    runs, stopped = run_methods(bench, cache, options.methods, options.seeds)
     rows = summarise(runs)
     print(format_table(rows))
     figure = draw(rows, runs, batch=settings.batch, folder=options.out, name=name)
-    finals = {method: [{**run["final"], "cpu_seconds": run["cpu_seconds"]} for run in runs[method]] for method in runs}
+    finals = {method: [run["final"] | {key: run[key] for key in ORIGIN} for run in runs[method]] for method in runs}
     results = {"summary": rows, "models": quality(bench), "runs": finals, "curves": mean_curves(runs)}
+    results["stopped"] = stopped
     words = [*program.split(), *argv]
     seconds = time.monotonic() - started
     record = write_result(options.out, name, command=words, settings=asdict(settings), results=results, seconds=seconds)
     print(f"{record}\n{figure}")
-    return 0
+    return int(bool(stopped))
 
 
 def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
@@ -79,6 +82,26 @@ def parse(argv: Sequence[str], program: str) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.methods = list(dict.fromkeys(check_method(method) for method in options.methods))
     return options
+
+
+def run_methods(
+    bench: Bench, cache: Cache, methods: Sequence[str], seeds: int
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """Results of the methods that finished every seed, and why the others stopped.
+
+    A method with a seed missing is in no table: the mean over the seeds that are left would flatter it.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {}
+    stopped: dict[str, str] = {}
+    for method in methods:
+        try:
+            runs[method] = run_seeds(bench, cache, method, seeds)
+        except FloatingPointError as error:
+            stopped[method] = str(error)
+            print(f"{method} stopped and is in no table: {error}", file=sys.stderr)
+    if not runs:
+        raise FloatingPointError(f"no method finished, nothing was written; {stopped.popitem()[1]}")
+    return runs, stopped
 
 
 def run_seeds(bench: Bench, cache: Cache, method: str, seeds: int) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from awm.lab.sequences.measures import kmer_correlation, mean_pairwise_hamming, 
 from awm.lab.sequences.reward_model import RewardModel
 from awm.lab.sequences.settings import FINETUNED, Settings, check_method
 from awm.lab.sequences.world import World, gc_content
+from awm.provenance import provenance
 
 EVAL_SEED = 1_000_000  # added to the seed, so that evaluation shares no numbers with training
 
@@ -47,22 +47,27 @@ class Bench:
 
 
 def run_method(bench: Bench, method: str, *, seed: int) -> dict[str, Any]:
-    """{"final": measures of eval_size sequences, "updates": records of ``finetune``, "cpu_seconds": time taken}.
+    """One run: its numbers, and the commit and time that made them, which stay true when it is read from a cache.
 
-    "updates" is empty for the baselines.
+    Returns:
+        {"final": measures of eval_size sequences, "updates": records of ``finetune``, empty for the baselines,
+        "cpu_seconds": time taken, "commit": of the code, None outside a checkout}.
+
+    Raises:
+        FloatingPointError: the loss is not finite.
     """
     check_method(method)
     started = time.process_time()
     final, updates = _run(bench, method, seed)
-    return {"final": final, "updates": updates, "cpu_seconds": time.process_time() - started}
+    seconds, commit = time.process_time() - started, provenance("", ())["commit"]
+    return {"final": final, "updates": updates, "cpu_seconds": seconds, "commit": commit}
 
 
 def _run(bench: Bench, method: str, seed: int) -> tuple[Mapping[str, float], list[dict[str, float]]]:
     settings, start = bench.settings, bench.pretrained
     if method == "best_of_n":
-        tokens, number = best_of_n(start, bench.reward.score, settings, seed=seed)
-        # Of the best of N, in place of a model's: exact for scores without ties (e.g. arXiv 2401.01879).
-        return measure_sequences(bench, tokens, kl=math.log(number) - (number - 1) / number), []
+        tokens, _ = best_of_n(start, bench.reward.score, settings, seed=seed)
+        return measure_sequences(bench, tokens), []
     updates: list[dict[str, float]] = []
     model = start
     if method == "rejection":
@@ -73,30 +78,25 @@ def _run(bench: Bench, method: str, seed: int) -> tuple[Mapping[str, float], lis
     generator = torch.Generator().manual_seed(EVAL_SEED + seed)
     length, steps = settings.world.length, settings.sampler_steps
     tokens = sample(model, settings.eval_size, length, steps=steps, generator=generator)
-    return measure_sequences(bench, tokens, model=model), updates
+    return measure_sequences(bench, tokens), updates
 
 
-def measure_sequences(
-    bench: Bench, tokens: Tensor, *, model: Denoiser | None = None, kl: float | None = None
-) -> Mapping[str, float]:
-    """Medians of the three activities, distance from the pre-trained model, diversity and motif content.
+def measure_sequences(bench: Bench, tokens: Tensor) -> Mapping[str, float]:
+    """Medians of the three activities, how unlikely the pre-trained model finds them, diversity and motif content.
+
+    The KL from the pre-trained model is not among them: the difference of the two models' likelihood bounds is no
+    estimate of it, because a fine-tuned model's own bound is loose where its conditionals contradict each other.
 
     Args:
         bench: judges, pre-trained model and data.
         tokens: [B, L] the method's sequences.
-        model: that drew them; its KL is estimated as the difference of two likelihood bounds, and negative where the
-            model's own bound is loose because its conditionals contradict each other.
-        kl: instead, if no model drew them.
     """
     settings, world = bench.settings, bench.settings.world
     versions = settings.eval_versions
     nll = negative_log_likelihood(bench.pretrained, tokens, versions=versions, seed=EVAL_SEED).mean().item()
-    if model is not None:
-        kl = nll - negative_log_likelihood(model, tokens, versions=versions, seed=EVAL_SEED).mean().item()
     return {
         "predicted": median(bench.reward.score(tokens)),
         **{name: median(score(tokens)) for name, score in bench.scores().items()},
-        "kl_pretrained": math.nan if kl is None else kl,
         "nll_pretrained": nll,
         "kmer_correlation": kmer_correlation(tokens, bench.data),
         "hamming": mean_pairwise_hamming(tokens),

@@ -16,8 +16,9 @@ from awm.lab.sequences.table import Runs
 
 LABELS = {
     "pretrained": "pre-trained", "best_of_n": "best of N", "rejection": "rejection", "exp": "exp", "linear": "linear",
-    "square": "square", "linear_neg": "linear neg.", "square_neg": "square neg.", "wd1": "wd1",
+    "square": "square", "linear_neg": "linear neg.", "square_neg": "square neg.", "wd1": "wd1 (KL not matched)",
 }  # fmt: skip
+MARKERS = {"pretrained": "s", "best_of_n": "^", "rejection": "v"}  # all grey
 JUDGES = {"predicted": "reward model (maximised)", "held_out": "held-out reward model", "true": "true activity"}
 
 
@@ -82,16 +83,9 @@ def trade_off(axes: Axes, rows: Mapping[str, Any], runs: Runs) -> None:
         across, up = (list(values) for values in zip(*points, strict=True))
         axes.scatter(across, up, s=12, color=shade, alpha=0.5, linewidths=0)
         x, y = statistics.fmean(across), statistics.fmean(up)
-        axes.scatter([x], [y], s=45, color=shade)
-        axes.annotate(
-            LABELS[method],
-            (x, y),
-            xytext=(5, -11 if method == "rejection" else 4),
-            textcoords="offset points",
-            fontsize=8,
-            color=shade,
-        )
-    axes.margins(x=0.15, y=0.1)
+        axes.scatter([x], [y], s=45, color=shade, marker=MARKERS.get(method, "o"), label=LABELS[method])
+    axes.legend(loc="lower left", ncols=2)
+    axes.margins(x=0.1, y=0.1)
     axes.set(title="Activity against diversity", xlabel="mean pairwise Hamming distance", ylabel="median true activity")
 
 

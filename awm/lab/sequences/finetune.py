@@ -87,7 +87,7 @@ def improve(
     """The optimizer steps of one batch, each on freshly masked sequences; returns means of its metrics.
 
     Raises:
-        RuntimeError: the loss is not finite; the weights are then those before the step.
+        FloatingPointError: the loss is not finite; the weights are then those before the step.
     """
     old = copy.deepcopy(model).requires_grad_(False)
     total: dict[str, float] = {}
@@ -107,7 +107,7 @@ def improve(
         )
         loss = output.loss.mean()
         if not bool(loss.isfinite()):
-            raise RuntimeError("the loss is not finite; lower the learning rate, or raise the pull.")
+            raise FloatingPointError("the loss is not finite; lower the learning rate, or raise the pull.")
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
