@@ -6,6 +6,7 @@ All rules share the recipe, which was tuned for AWM: the question is whether eac
 Per rule: held-out accuracy before and after, the paired gain and its standard error (independent images, and clustered
 by prompt), and the curve of the training reward. A rule whose run folder exists goes on where it stopped,
 and a finished one is only read.
+Rules of an earlier call stay in the file; each says which commit it was run with.
 """
 
 from __future__ import annotations
@@ -45,9 +46,15 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/quickstart_algorithms.json")
     arguments = parser.parse_args()
     results: dict[str, Any] = provenance("torch", "diffusers", "transformers", "accelerate", "peft")
-    results |= {"score": SCORE, "seed": arguments.seed, "runs": []}
+    commit = {name: results.pop(name) for name in ("commit", "clean")}
+    earlier = json.loads(arguments.out.read_text())["runs"] if arguments.out.exists() else []
+    results |= {
+        "score": SCORE,
+        "seed": arguments.seed,
+        "runs": [r for r in earlier if r["rule"] not in arguments.rules],
+    }
     for rule in arguments.rules:
-        results["runs"].append(run(rule, arguments.epochs, arguments.seed))
+        results["runs"].append(commit | run(rule, arguments.epochs, arguments.seed))
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(results, indent=2) + "\n")
         print(json.dumps(results["runs"][-1], indent=2), flush=True)

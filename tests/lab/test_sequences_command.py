@@ -22,10 +22,10 @@ from awm.lab.sequences.world import World
 def test_a_second_call_continues_from_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def run(*methods: str) -> dict[str, dict[str, object]]:
+    def run(*methods: str) -> dict[str, dict[str, Any]]:
         words = ["sequences", "--quick", "--seeds", "1", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "c")]
         assert main([*words, "--methods", *methods]) == 0
-        results: dict[str, dict[str, object]] = json.loads((tmp_path / "out" / "sequences.json").read_text())["results"]
+        results: dict[str, dict[str, Any]] = json.loads((tmp_path / "out" / "sequences.json").read_text())["results"]
         return results
 
     first = run("pretrained", "linear_neg")
