@@ -10,10 +10,8 @@ from ml_collections import ConfigDict
 
 from awm.configuration import flatten
 from awm.data.prompts import PROMPT_FNS
-from awm.objectives.group_weights import TARGET_KL
 from awm.registry import Registry, nearest
 from awm.training.geometry import Geometry, resolve_geometry
-from awm.weightings import MASSLESS, NAMES, Weighting
 
 Rule = tuple[Callable[[Any], bool], str]
 
@@ -106,7 +104,7 @@ RULES: dict[str, Rule] = {
     "train.kl_ema_weight": one_of("Uniform", "ELBO"),
     "train.kl_ema_decay": within(0, 1),
     "train.kl_ema_decay_type": one_of("constant", "linear"),
-    "train.simpo_weighting": one_of(*NAMES),
+    "train.simpo_weighting": one_of("exp", "linear", "square", "power", "wd1"),
     "train.simpo_floor": (lambda v: -math.inf < v <= 0, "a finite number, at most 0"),
     "train.simpo_power": (lambda v: 0 < v < math.inf, "a finite number greater than 0"),
     "train.simpo_temperature": (lambda v: 0 < v < math.inf, "a finite number greater than 0"),
@@ -275,6 +273,10 @@ def _check_rfm(config: ConfigDict) -> None:
 
 
 def _check_simpo(config: ConfigDict) -> None:
+    # Imported late: --help and typos are answered before torch is loaded.
+    from awm.objectives.group_weights import TARGET_KL
+    from awm.weightings import MASSLESS, Weighting
+
     train, count = config.train, config.sample.num_image_per_prompt
     try:
         Weighting(train.simpo_weighting, floor=train.simpo_floor, power=train.simpo_power)
