@@ -90,6 +90,7 @@ setup(
             "awm-eval = awm.evaluate:main",
             "awm-sample = awm.sample:main",
             "awm-lab = awm.lab.cli:main",
+            "awm-bench = awm.bench.cli:main",
             "awm-reward-server = reward_server.cli:main",
         ]
     },

@@ -63,14 +63,20 @@ def default_config() -> ConfigDict:
     config.sample.num_image_per_prompt = 24  # group size
     config.sample.num_prompts_per_epoch = placeholder(int)  # if set, num_batches_per_epoch follows from it
     config.sample.num_batches_per_epoch = placeholder(int)  # sampling batches per device and epoch
-    config.sample.noise_level = 0.0  # SA-Solver: tau; flow_sde: a; 0 = ODE
-    config.sample.sde_frac = 0.0  # flow_sde: fraction of the steps, from the start, that are stochastic
+    config.sample.noise_level = 0.0  # SA-Solver: tau; flow_sde: a; dance_sde, cps and ddpm: eta; 0 = ODE
+    config.sample.sde_frac = 0.0  # of the last four: fraction of the steps, from the start, that are stochastic
+    config.sample.window = ""  # "" | random | sliding | decay | exp_decay: instead of sde_frac, a few steps are
+    config.sample.window_size = 2  # this many neighbouring ones, and all others deterministic
+    config.sample.window_range = ()  # (first, end) steps a window may cover; empty: all but the last
+    config.sample.window_interval = 25  # epochs between moves of a sliding window
+    config.sample.window_stride = 1  # steps it then moves by
+    config.sample.shared_start = False  # the images of a prompt start from the same noise
     config.sample.global_std = True  # advantages in units of the whole epoch's std, not each group's
-    config.sample.sampler = ""  # sa_solver | ddim | flow_sde; empty: by train.use_sa_solver
+    config.sample.sampler = ""  # sa_solver | ddim | flow_sde | dance_sde | cps | ddpm; empty: by train.use_sa_solver
     config.sample.eval_sampler = "ddim"  # sampler of evaluations
 
     config.train = ConfigDict()
-    config.train.algorithm = "awm"  # awm | simpo | rfm
+    config.train.algorithm = "awm"  # awm | simpo | rfm | a rival, see README
     config.train.batch_size = 3  # samples per micro-batch; the forward holds batch_size * train_timesteps rows
     config.train.updates_per_inner_epoch = placeholder(int)  # optimizer steps per pass; unset: 1, or as implied below
     config.train.gradient_accumulation_steps = placeholder(int)  # micro-batches per optimizer step
@@ -100,7 +106,7 @@ def default_config() -> ConfigDict:
     config.train.ema_beta = 1.0  # KL to the anchor
     config.train.kl_ema_weight = "Uniform"  # Uniform | ELBO
     config.train.kl_ema_decay = 0.3
-    config.train.kl_ema_decay_type = "linear"  # constant | linear
+    config.train.kl_ema_decay_type = "linear"  # constant | linear | delayed | offset
     config.train.ema = True  # keep an average of the weights for evaluation
     config.train.ema_decay = 0.99
     config.train.ema_update_step_interval = 1  # epochs between updates of the average
@@ -121,6 +127,27 @@ def default_config() -> ConfigDict:
     config.train.rfm_centred = True  # of weighted with noise: subtract what equal rewards would give; less variance
     config.train.rfm_gradient_clip = 3.0  # largest rms of the gradient term per dimension; 0: no bound
     config.train.rfm_score_time = 0.05  # time at which the policy's score is evaluated
+    config.train.reference_guidance_scale = placeholder(float)  # rivals: guidance of the reference; unset: train.cfg's
+    config.train.sde_steps = placeholder(int)  # flow_grpo, grpo_guard: stochastic steps trained a pass; unset: all
+    config.train.kl_time_scaled = False  # flow_grpo, grpo_guard: KL times the step's length, as in Flow-GRPO's code
+    config.train.guard_div_dt = True  # grpo_guard: each step's loss over its length
+    config.train.nft_beta = 1.0  # nft: share of the current velocity in the two it compares
+    config.train.flow_awr_max = placeholder(float)  # flow_awr: largest weight; unset: none
+    config.train.vgrpo_soft_clip = placeholder(float)  # v_grpo: advantages eta tanh(A / eta) with this eta
+    config.train.vgrpo_kl = 0.0  # v_grpo: KL to the policy that sampled, weight t^2
+    config.train.rwr_temperature = 1.0  # rwr: of the softmax over a prompt's rewards, in their units
+    config.train.awr_temperature = 1.0  # awr: of exp((reward - mean) / this)
+    config.train.awr_max_weight = 20.0  # awr: largest weight
+    config.train.dpmd_temperature = 1.0  # dpmd: of exp(standardised reward / this)
+    config.train.qvpo_best_only = False  # qvpo: only the best image of a prompt, weighted with its advantage
+    config.train.dpo_beta = 100.0  # dpo: strength of the implicit reward
+    config.train.dgpo_beta = 100.0  # dgpo: likewise
+    config.train.dgpo_clip = placeholder(float)  # dgpo: range of exp(error of the anchor - error) that has a gradient
+    config.train.crd_beta = 1.0  # crd: implicit reward per unit of likelihood gain
+    config.train.crd_loss = "mse"  # crd: mse | bce
+    config.train.crd_adaptive = True  # crd: errors over their mean absolute value
+    config.train.crd_weight_temperature = placeholder(float)  # crd: of the group means; unset: uniform
+    config.train.crd_reward_kl = True  # crd: pull good images less toward the reference
     config.train.use_sa_solver = True
     config.train.lora_path = ""  # start from this LoRA folder
     config.train.gradient_checkpointing = False

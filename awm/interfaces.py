@@ -152,3 +152,43 @@ class PreparesEpoch(Protocol):
             epoch: epoch number.
             gather: [B, ...] of this rank -> [N, ...] of all samples in order, on the CPU; a collective.
         """
+
+
+@runtime_checkable
+class PreparesStep(Protocol):
+    """An objective whose loss couples the images of a prompt: it looks at all of an optimizer step's samples first.
+
+    A micro-batch may hold less than a group, so what the group contributes to a sample's loss is computed here, without
+    gradient, and arrives as ``Experience.group_terms``. Goes with ``Needs(whole_groups=True)``.
+    """
+
+    def prepare_step(
+        self,
+        policy: Policy,
+        micro_batches: Sequence[Experience],
+        *,
+        seed: int,
+        epoch: int,
+        inner_epoch: int,
+        on_policy: bool,
+        gather: Callable[[Tensor], Tensor],
+    ) -> list[Tensor]:
+        """[B_j, ...] group terms of each micro-batch j.
+
+        Args:
+            policy: *current* is what the step starts from.
+            micro_batches: this rank's share of the step; all ranks have equally many samples.
+            seed: the run's seed.
+            epoch: epoch number.
+            inner_epoch: number of the pass over the epoch's samples.
+            on_policy: as for the loss.
+            gather: [B, ...] of this rank -> [N, ...] of the step's samples on all ranks, on the CPU; a collective.
+        """
+
+
+@runtime_checkable
+class VariesByEpoch(Protocol):
+    """A sampler that is another one in every epoch, such as one whose stochastic steps move along the grid."""
+
+    def for_epoch(self, seed: int, epoch: int) -> Sampler:
+        """The sampler of ``epoch`` (counted from 0), the same on all ranks."""

@@ -70,6 +70,27 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
+class Transition:
+    """One step t -> s of a sampler: x_s ~ N(x_weight x_t + velocity_weight v, std^2 I); std is 0 for an ODE step.
+
+    Attributes:
+        t: time before the step.
+        s: time after it, s < t.
+        x_weight: of the state.
+        velocity_weight: of the velocity, d mean / d v, negative.
+        std: of the noise.
+        unscaled: the sampler's likelihood is -mean (x_s - mean)^2, without std and constants (CPS).
+    """
+
+    t: float
+    s: float
+    x_weight: float
+    velocity_weight: float
+    std: float
+    unscaled: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Trajectory:
     """What a sampler returns.
 
@@ -79,12 +100,26 @@ class Trajectory:
         states: [n + 1, B, C, H, W] float32 states at ``times``; None unless asked for.
         log_prob: [n, B] log-probability of each transition (mean over dimensions); None unless asked
             for, zero where the step was deterministic.
+        velocities: [n, B, C, H, W] float32 velocity each step was made with; None unless asked for.
+        steps: the n transitions, if the sampler has them.
     """
 
     x_0: Tensor
     times: tuple[float, ...]
     states: Tensor | None = None
     log_prob: Tensor | None = None
+    velocities: Tensor | None = None
+    steps: tuple[Transition, ...] | None = None
+
+    def take(self, index: Tensor) -> Trajectory:
+        """Samples ``index`` ([N] int64, on the same device)."""
+        return replace(
+            self,
+            x_0=self.x_0[index],
+            states=None if self.states is None else self.states[:, index],
+            log_prob=None if self.log_prob is None else self.log_prob[:, index],
+            velocities=None if self.velocities is None else self.velocities[:, index],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,11 +162,13 @@ class Needs:
         trajectory: states and log-probabilities of the rollout.
         reward_gradient: the gradient of the reward with respect to x_0, through the decoder.
         group_mates: x_0 of all images of a prompt, also of those that other ranks hold.
+        whole_groups: every optimizer step gets all images of its prompts, where it would else get some of each prompt.
     """
 
     trajectory: bool = False
     reward_gradient: bool = False
     group_mates: bool = False
+    whole_groups: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +243,7 @@ class Experience:
             needs it.
         mates: all samples of these prompts, only if the objective needs them.
         target_gradient: what an objective's ``prepare`` made of ``weight_gradient``, if it has one.
+        group_terms: [B, ...] what an objective's ``prepare_step`` made of each sample's group, if it has one.
     """
 
     x_0: Tensor
@@ -220,6 +258,7 @@ class Experience:
     weight_gradient: Tensor | None = None
     mates: GroupMates | None = None
     target_gradient: TargetGradient | None = None
+    group_terms: Tensor | None = None
 
     def __len__(self) -> int:
         return self.x_0.shape[0]
@@ -227,14 +266,6 @@ class Experience:
     def take(self, index: Tensor) -> Experience:
         """Samples ``index`` ([N] int64, on the CPU) as a smaller experience; prompts and mates stay shared."""
         on_device = index.to(self.x_0.device)
-        trajectory = self.trajectory
-        if trajectory is not None:
-            trajectory = replace(
-                trajectory,
-                x_0=trajectory.x_0[on_device],
-                states=None if trajectory.states is None else trajectory.states[:, on_device],
-                log_prob=None if trajectory.log_prob is None else trajectory.log_prob[:, on_device],
-            )
         return replace(
             self,
             x_0=self.x_0[on_device],
@@ -243,10 +274,11 @@ class Experience:
             group=self.group[index],
             advantage=self.advantage[on_device],
             valid=self.valid[on_device],
-            trajectory=trajectory,
+            trajectory=None if self.trajectory is None else self.trajectory.take(on_device),
             weight=None if self.weight is None else self.weight[on_device],
             weight_gradient=None if self.weight_gradient is None else self.weight_gradient[on_device],
             target_gradient=None if self.target_gradient is None else self.target_gradient.take(on_device),
+            group_terms=None if self.group_terms is None else self.group_terms[on_device],
         )
 
 

@@ -17,6 +17,7 @@ from awm.configuration import default_config
 from awm.registry import nearest
 from config.base import sd35_medium
 from config.reverse_matching import rfm, with_gradient
+from config.rivals import PUBLISHED, rival
 from config.simpo import SIMPO, simpo
 
 
@@ -120,6 +121,16 @@ def quickstart_simpo(kind: str) -> ConfigDict:
     return config
 
 
+def geneval_rival(algorithm: str) -> ConfigDict:
+    """GenEval with another algorithm as it was published."""
+    return rival(geneval(nodes=1), algorithm, f"geneval_sd3_{algorithm}_1node")
+
+
+def quickstart_rival(algorithm: str) -> ConfigDict:
+    """The quickstart with another algorithm."""
+    return rival(quickstart(), algorithm, f"quickstart_{algorithm}", tiny=True)
+
+
 def has_fast_bfloat16() -> bool:
     """Whether this machine multiplies bfloat16 in hardware: any recent GPU, or a CPU with avx512_bf16 or AMX."""
     return torch.cuda.is_available() or torch.cpu._is_avx512_bf16_supported()
@@ -142,6 +153,8 @@ RECIPES: dict[str, Callable[[], ConfigDict]] = {
 }
 RECIPES |= {f"geneval_sd3_simpo_{kind}_1node": partial(geneval_simpo, kind) for kind in SIMPO}
 RECIPES |= {f"quickstart_simpo_{kind}": partial(quickstart_simpo, kind) for kind in SIMPO}
+RECIPES |= {f"geneval_sd3_{name}_1node": partial(geneval_rival, name) for name in PUBLISHED}
+RECIPES |= {f"quickstart_{name}": partial(quickstart_rival, name) for name in PUBLISHED}
 
 
 def get_config(name: str = "quickstart") -> ConfigDict:

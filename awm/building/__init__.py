@@ -8,6 +8,7 @@ from awm.building.objects import (
     build_optimizer,
     build_policy,
     build_reward,
+    build_rollout_sampler,
     build_sampler,
     make_sampler,
 )
@@ -21,6 +22,7 @@ __all__ = [
     "build_optimizer",
     "build_policy",
     "build_reward",
+    "build_rollout_sampler",
     "build_sampler",
     "build_trainer",
     "make_sampler",

@@ -18,35 +18,59 @@ from awm.interfaces import Objective, Policy, Reward, Sampler, WeightSet
 from awm.models.policy import Policy as SD3Policy
 from awm.models.sd3 import SD3
 from awm.models.weights import find_transformer
+from awm.objectives.forward_process import ForwardProcess
 from awm.rewards.mixture import MixtureReward
 from awm.rewards.table import make_mixture
 from awm.training.distributed import Distributed
 from awm.training.evaluation import Evaluation
 from awm.training.rollout import Rollout
-from awm.validation import OBJECTIVES, SAMPLERS
+from awm.validation import OBJECTIVES, SAMPLERS, rollout_sampler
 
 DTYPES = {"no": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def build_objective(config: ConfigDict) -> Objective:
-    """The objective ``train.algorithm`` names, with those of its arguments that are keys of ``train``."""
+    """The objective ``train.algorithm`` names, with those of its arguments that are keys of ``train``.
+
+    An argument ``forward`` is what objectives on the forward process share, made from the same keys.
+    """
     settings = config.train.to_dict() | {
         "grid": shifted_grid(config.sample.num_steps, config.time_shift),
         "time_type": config.time_type,
         "time_shift": config.time_shift,
         "guidance_scale": config.sample.guidance_scale if config.train.cfg else 1.0,
     }
-    objective: Objective = _construct(OBJECTIVES.load(config.train.algorithm), settings)
+    kind = OBJECTIVES.load(config.train.algorithm)
+    if "forward" in inspect.signature(kind).parameters:
+        settings["forward"] = _construct(ForwardProcess, settings)
+    objective: Objective = _construct(kind, settings)
     return objective
 
 
 def build_sampler(config: ConfigDict, name: str, num_steps: int) -> Sampler:
-    """A sampler over ``num_steps`` steps of the SD3 grid."""
+    """A sampler over ``num_steps`` steps of the SD3 grid, without a window: one that is the same in every epoch."""
     sample = config.sample
     return make_sampler(name, num_steps, config.time_shift, noise_level=sample.noise_level, sde_frac=sample.sde_frac)
 
 
-def make_sampler(name: str, num_steps: int, shift: float, **options: float) -> Sampler:
+def build_rollout_sampler(config: ConfigDict) -> Sampler:
+    """The sampler of the rollouts, with the window of stochastic steps if ``sample.window`` asks for one."""
+    sample = config.sample
+    return make_sampler(
+        rollout_sampler(config),
+        sample.num_steps,
+        config.time_shift,
+        noise_level=sample.noise_level,
+        sde_frac=sample.sde_frac,
+        window=sample.window,
+        window_size=sample.window_size,
+        window_range=tuple(sample.window_range) or None,
+        window_interval=sample.window_interval,
+        window_stride=sample.window_stride,
+    )
+
+
+def make_sampler(name: str, num_steps: int, shift: float, **options: Any) -> Sampler:
     """The sampler called ``name`` on the SD3 grid, its ends edited if it says so, with those options that it has."""
     kind, grid = SAMPLERS.load(name), shifted_grid(num_steps, shift)
     if getattr(kind, "starts_below_one", False):

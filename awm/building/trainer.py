@@ -8,7 +8,7 @@ import torch
 from ml_collections import ConfigDict
 
 from awm.building.equal_servers import check_equal_servers
-from awm.building.objects import build_objective, build_optimizer, build_policy, build_reward, build_sampler
+from awm.building.objects import build_objective, build_optimizer, build_policy, build_reward, build_rollout_sampler
 from awm.building.outputs import build_outputs
 from awm.building.resume import resume_state
 from awm.configuration import config_to_dict
@@ -17,14 +17,14 @@ from awm.interfaces import Objective, Policy, Reward, WeighsGroups
 from awm.rewards.mixture import MixtureReward
 from awm.training.credit import Credit
 from awm.training.distributed import Distributed
-from awm.training.geometry import Geometry
+from awm.training.geometry import Geometry, require_whole_groups
 from awm.training.reward_gradient import RewardGradient
 from awm.training.rollout import Rollout
 from awm.training.settings import Advantages, Averaging, Schedule
 from awm.training.stopping import StopRequest
 from awm.training.trainer import Trainer
 from awm.training.update import Update
-from awm.validation import geometry, rollout_sampler, validate
+from awm.validation import geometry, validate
 
 
 def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopRequest) -> Trainer:
@@ -43,6 +43,7 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
     objective = build_objective(config)
     reward = build_reward(config, stop.requested)
     _check_needs(config, objective, reward)
+    check_groups(config, objective, sizes)
     reward.check()
     check_equal_servers(reward, distributed, allow_changed_scorer=config.reward_server.allow_changed_scorer)
 
@@ -78,6 +79,7 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
         schedule=Schedule(config.num_epochs, config.save_freq, config.eval_freq),
         credit=_credit(config, policy, objective, reward, distributed),
         averaging=_averaging(config),
+        shared_start=config.sample.shared_start,
         epoch=epoch,
         step=step,
     )
@@ -112,7 +114,7 @@ def _rollout(
 ) -> Rollout:
     return Rollout(
         policy=policy,
-        sampler=build_sampler(config, rollout_sampler(config), config.sample.num_steps),
+        sampler=build_rollout_sampler(config),
         reward=reward,
         distributed=distributed,
         batch_size=config.sample.train_batch_size,
@@ -140,7 +142,7 @@ def _update(
         geometry=sizes,
         max_grad_norm=config.train.max_grad_norm,
         seed=config.seed,
-        keep_rollout_weights=config.train.old_policy == "rollout" and not config.train.off_policy,
+        keep_rollout_weights=keeps_rollout_weights(config, objective),
         allow_skipped_steps=config.mixed_precision == "fp16",
     )
 
@@ -184,6 +186,21 @@ def _check_needs(config: ConfigDict, objective: Objective, reward: MixtureReward
             "reward_standardize=True divides rewards by spreads that change from epoch to epoch, which reward "
             "gradients do not follow; set it to False and scale the weights in reward_fn instead."
         )
+
+
+def keeps_rollout_weights(config: ConfigDict, objective: Objective) -> bool:
+    """Whether updates after an epoch's first compare with the weights that sampled.
+
+    The anchor is there anyway, and an objective that keeps the rollout has its likelihoods.
+    """
+    train = config.train
+    return bool(train.old_policy == "rollout" and not train.off_policy and not objective.needs.trajectory)
+
+
+def check_groups(config: ConfigDict, objective: Objective, sizes: Geometry) -> None:
+    """Refuse a geometry that cuts groups an objective needs whole; see ``require_whole_groups``."""
+    if objective.needs.whole_groups:
+        require_whole_groups(sizes, config.train.algorithm)
 
 
 def _averaging(config: ConfigDict) -> Averaging:

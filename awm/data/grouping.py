@@ -42,19 +42,32 @@ def rank_prompts(prompts: PromptSet, chosen: list[int], images_per_prompt: int, 
     )
 
 
-def update_chunks(seed: int, epoch: int, inner_epoch: int, first: int, count: int, updates: int) -> list[torch.Tensor]:
+def update_chunks(
+    seed: int, epoch: int, inner_epoch: int, first: int, count: int, updates: int, *, unit: int = 1
+) -> list[torch.Tensor]:
     """Split a rank's samples ``first .. first + count - 1`` among the pass's optimizer steps.
 
-    Of every ``updates`` consecutive samples each step gets one, drawn at random per (seed, epoch, inner_epoch,
-    block): every step sees every prompt, and the split does not depend on how many ranks there are.
+    Of every ``updates`` consecutive units each step gets one, drawn at random per (seed, epoch, inner_epoch, block).
+    With single samples as units every step sees every prompt; with whole groups, every step sees all images of its
+    prompts. Either way the split does not depend on how many ranks there are.
+
+    Args:
+        seed: the run's seed.
+        epoch: epoch number.
+        inner_epoch: number of the pass.
+        first: the rank's first sample, a multiple of ``unit * updates``, unless there is one update.
+        count: the rank's samples, a multiple of it.
+        updates: optimizer steps of the pass.
+        unit: consecutive samples that stay together.
 
     Returns:
         ``updates`` tensors of local positions [count // updates], in ascending order.
     """
-    blocks = count // updates
+    blocks = count // (unit * updates)
     chunks: list[list[int]] = [[] for _ in range(updates)]
     for block in range(blocks):
-        rng = np.random.default_rng([seed, epoch, inner_epoch, first // updates + block])
+        rng = np.random.default_rng([seed, epoch, inner_epoch, first // (unit * updates) + block])
         for offset, update in enumerate(rng.permutation(updates)):
-            chunks[int(update)].append(block * updates + offset)
+            start = (block * updates + offset) * unit
+            chunks[int(update)].extend(range(start, start + unit))
     return [torch.tensor(chunk, dtype=torch.int64) for chunk in chunks]

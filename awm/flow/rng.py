@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -41,6 +42,13 @@ def evaluation_index(text: str, copy: int = 0) -> int:
     reordered file, starts each prompt from the same noise.
     """
     return int.from_bytes(hashlib.sha256(f"{copy}:{text}".encode()).digest()[:8], "big")
+
+
+class Noise(Protocol):
+    """A batch's normal numbers, one row a sample."""
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        """The next standard normal numbers, [B, *shape] float32."""
 
 
 class SampleNoise:
@@ -85,3 +93,25 @@ class SampleNoise:
     def rand(self, shape: Sequence[int]) -> Tensor:
         """Uniform numbers in [0, 1), [B, *shape] float32."""
         return torch.stack([torch.rand(tuple(shape), generator=g, device=self.device) for g in self.generators])
+
+
+class SharedStart:
+    """A batch's random numbers whose first draw comes from other generators than the rest.
+
+    With the first draw keyed by prompt, the images of a prompt start from the same noise and part where the sampler
+    draws its own: on a deterministic stretch they are one (Flow-GRPO-Fast's branching, MixGRPO's and DanceGRPO's
+    shared initial noise).
+
+    Args:
+        start: of the first draw.
+        rest: of the others.
+    """
+
+    def __init__(self, start: SampleNoise, rest: SampleNoise) -> None:
+        self._next, self._rest = start, rest
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers, [B, *shape] float32."""
+        drawn = self._next.randn(shape)
+        self._next = self._rest
+        return drawn

@@ -172,6 +172,7 @@ def add_kl_terms(
     kl_weight: str,
     ema_beta: float,
     kl_ema_weight: str,
+    reference_scale: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss plus beta KL_ref + ema_beta KL_anchor, and their metrics.
 
@@ -185,11 +186,12 @@ def add_kl_terms(
         kl_weight: its k(t), see ``kl_time_weight``.
         ema_beta: coefficient of the KL to the anchor.
         kl_ema_weight: its k(t).
+        reference_scale: [B] factor of beta for each sample; None: 1. The metrics do not have it.
     """
     metrics: dict[str, Tensor] = {}
     if velocity_reference is not None:
         kl = kl_term(velocity, velocity_reference, t, weight=kl_weight)
-        loss = loss + beta * kl
+        loss = loss + (beta if reference_scale is None else beta * reference_scale) * kl
         metrics |= {"loss/kl_reference": kl, "velocity_norm_ratio": norm_ratio(velocity, velocity_reference)}
     if velocity_anchor is not None:
         kl = kl_term(velocity, velocity_anchor, t, weight=kl_ema_weight)

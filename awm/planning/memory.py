@@ -10,7 +10,6 @@ from awm.models.lora import count_lora
 from awm.models.weightless import Weightless
 from awm.planning.columns import aligned
 from awm.planning.plan import Plan
-from awm.training.geometry import Geometry
 from awm.training.workload import groups_of
 
 GIB, MIB = 2**30, 2**20
@@ -31,12 +30,12 @@ def memory_lines(config: ConfigDict, plan: Plan, parts: Weightless, frozen: int,
     text_device = config.pretrained.text_encoder_device
     encoders = sum(module_bytes(encoder) for encoder in parts.text_encoders)
     groups = max(len(groups_of(rank, sizes)) for rank in range(sizes.world_size))
-    rows = _rows_of_a_forward(config, sizes)
+    rows = _rows_of_a_forward(plan)
     table = [
         ("transformer" + (", frozen" if config.use_lora else ", cast for computing"), frozen),
         ("autoencoder", module_bytes(parts.autoencoder)),
         *([] if text_device else [("text encoders", encoders)]),
-        _trained(config, sizes, parts),
+        _trained(config, plan, parts),
         (f"latents of {sizes.images_per_rank} images", sizes.images_per_rank * _sample_bytes(config, plan, parts)),
         (f"embeddings of {groups} prompts", groups * _prompt_bytes(parts)),
         (f"activations of {rows} training rows, an estimate", rows * costs.saved_bytes),
@@ -51,35 +50,35 @@ def memory_lines(config: ConfigDict, plan: Plan, parts: Weightless, frozen: int,
     return [f"{name} per rank ({note})", *aligned(cells, numbers=True)]
 
 
-def _trained(config: ConfigDict, sizes: Geometry, parts: Weightless) -> tuple[str, int]:
+def _trained(config: ConfigDict, plan: Plan, parts: Weightless) -> tuple[str, int]:
     """Everything there is once per trained number, in float32."""
     numbers = sum(parameter.numel() for parameter in parts.transformer.parameters() if parameter.requires_grad)
-    sets = _weight_sets(config, sizes)
+    sets = _weight_sets(config, plan)
     what = f"LoRA on {count_lora(parts.transformer)} modules" if config.use_lora else "the transformer"
     label = f"{what}, {numbers / 1e6:.2f} M numbers: {', '.join(sets)}"
     return label, int(numbers * FLOAT32 * sum(sets.values()))
 
 
-def _weight_sets(config: ConfigDict, sizes: Geometry) -> dict[str, float]:
+def _weight_sets(config: ConfigDict, plan: Plan) -> dict[str, float]:
     """What is held of every trained number, in units of a float32."""
-    train = config.train
     sets = {"current": 1.0, "gradient": 1.0, "anchor": 1.0, "average": 1.0}
-    if train.old_policy == "rollout" and not train.off_policy and sizes.updates_per_epoch > 1:
+    if plan.keeps_rollout_weights and plan.sizes.updates_per_epoch > 1:
         sets["rollout"] = 1.0
     if not config.use_lora:
         sets["reference"] = 1.0
-    return sets | ({"8-bit moments": 0.5} if train.use_8bit_adam else {"two moments": 2.0})
+    return sets | ({"8-bit moments": 0.5} if config.train.use_8bit_adam else {"two moments": 2.0})
 
 
-def _rows_of_a_forward(config: ConfigDict, sizes: Geometry) -> int:
+def _rows_of_a_forward(plan: Plan) -> int:
+    sizes = plan.sizes
     images = min(sizes.micro_batch_size, sizes.images_per_rank // sizes.updates_per_pass)
-    return int(images * config.train.train_timesteps * (2 if config.train.cfg else 1))
+    return int(images * plan.training.trained / sizes.num_passes)
 
 
 def _sample_bytes(config: ConfigDict, plan: Plan, parts: Weightless) -> int:
-    """x_0, and the states the sampler visited if the objective needs them."""
+    """x_0, and the states the sampler visited and their velocities if the objective needs them."""
     latent = torch.Size(parts.latent_shape(config.resolution)).numel() * FLOAT32
-    return latent * (config.sample.num_steps + 2 if plan.needs_trajectory else 1)
+    return latent * (2 * config.sample.num_steps + 2 if plan.needs_trajectory else 1)
 
 
 def _prompt_bytes(parts: Weightless) -> int:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from awm.building.objects import build_objective, build_sampler
-from awm.building.trainer import load_train_prompts
+from awm.building.objects import build_objective, build_rollout_sampler, build_sampler
+from awm.building.trainer import check_groups, keeps_rollout_weights, load_train_prompts
 from awm.data.prompts import load_prompts
 from awm.held_out.items import evaluation_items
 from awm.models.weights import find_transformer, find_weights
@@ -29,6 +29,7 @@ class Plan:
         evaluating: rows per evaluated image.
         held_out: images of one evaluation of one weight set; 0 without evaluations.
         needs_trajectory: whether the states of the rollout are kept.
+        keeps_rollout_weights: whether the weights that sampled are kept for later updates.
         needs_reward_gradient: whether every image is decoded once more, with a backward pass.
         train_prompts: lines of the prompt file.
     """
@@ -39,6 +40,7 @@ class Plan:
     evaluating: Rows
     held_out: int
     needs_trajectory: bool
+    keeps_rollout_weights: bool
     needs_reward_gradient: bool
     train_prompts: int
 
@@ -58,7 +60,8 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
         options, test = config.evaluation, load_prompts(config.dataset, "test", config.prompt_fn)
         held_out = len(evaluation_items(test, options.num_images_per_prompt, options.max_prompts))
     objective = build_objective(config)
-    sampler = build_sampler(config, rollout_sampler(config), config.sample.num_steps)
+    check_groups(config, objective, sizes)
+    sampler = build_rollout_sampler(config)
     evaluator = build_sampler(config, config.sample.eval_sampler, config.sample.eval_num_steps)
     scale = config.sample.guidance_scale
     return Plan(
@@ -68,6 +71,7 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
         evaluating=sampling_rows(evaluator, scale),
         held_out=held_out,
         needs_trajectory=objective.needs.trajectory,
+        keeps_rollout_weights=keeps_rollout_weights(config, objective),
         needs_reward_gradient=objective.needs.reward_gradient,
         train_prompts=len(prompts),
     )
@@ -105,12 +109,13 @@ def geometry_lines(config: ConfigDict, plan: Plan) -> list[str]:
 
 
 def _training(config: ConfigDict, plan: Plan) -> str:
-    sizes, times = plan.sizes, config.train.train_timesteps
+    sizes = plan.sizes
+    times = plan.training.trained / sizes.num_passes / (2 if config.train.cfg else 1)
     micro = min(sizes.micro_batch_size, sizes.images_per_rank // sizes.updates_per_pass)
     return (
         f"{_count(sizes.num_passes, 'pass', 'passes')} of {_count(sizes.updates_per_pass, 'optimizer step')} of "
-        f"{_count(sizes.micro_batches_per_update, 'micro-batch', 'micro-batches')} of {micro} images x {times} times; "
-        f"{plan.training.trained:g} rows an image with gradient, {plan.training.plain:g} without"
+        f"{_count(sizes.micro_batches_per_update, 'micro-batch', 'micro-batches')} of {micro} images x {times:g} "
+        f"times; {plan.training.trained:g} rows an image with gradient, {plan.training.plain:g} without"
     )
 
 

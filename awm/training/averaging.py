@@ -6,9 +6,17 @@ average <- d average + (1 - d) current is evaluated. Both d start near 0, so the
 
 from __future__ import annotations
 
+ANCHOR_SCHEDULES = ("constant", "linear", "delayed", "offset")
+
 
 def anchor_decay(num_updates: int, kl_ema_decay: float, kind: str) -> float:
-    """Decay of the anchor, d = kl_ema_decay ("constant") or min(kl_ema_decay, 0.001 n) ("linear").
+    """Decay of the anchor, at most kl_ema_decay.
+
+        constant  d = kl_ema_decay                   delayed  d = min(0.0075 (n - 75), kl_ema_decay), 0 for n < 75
+        linear    d = min(0.001 n, kl_ema_decay)     offset   d = min(0.25 + 0.005 n, kl_ema_decay)
+
+    "delayed" is DiffusionNFT's for OCR and "offset" that of CRD; both count epochs there, which are as many as
+    updates if an epoch takes one.
 
     Under a steady drift of delta per update, current - anchor settles at d / (1 - d) delta: the KL to the
     anchor brakes the last move, as a trust region does.
@@ -16,13 +24,17 @@ def anchor_decay(num_updates: int, kl_ema_decay: float, kind: str) -> float:
     Args:
         num_updates: optimizer steps so far, n.
         kl_ema_decay: the largest decay.
-        kind: "constant" or "linear".
+        kind: "constant", "linear", "delayed" or "offset".
     """
     if kind == "constant":
         return kl_ema_decay
     if kind == "linear":
         return min(kl_ema_decay, 0.001 * num_updates)
-    raise ValueError(f"unknown kl_ema_decay_type {kind!r}; known: constant, linear.")
+    if kind == "delayed":
+        return min(kl_ema_decay, 0.0075 * max(num_updates - 75, 0))
+    if kind == "offset":
+        return min(kl_ema_decay, 0.25 + 0.005 * num_updates)
+    raise ValueError(f"unknown kl_ema_decay_type {kind!r}; known: {', '.join(ANCHOR_SCHEDULES)}.")
 
 
 def average_decay(num_epochs: int, ema_decay: float) -> float:

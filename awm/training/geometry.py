@@ -111,6 +111,31 @@ def resolve_geometry(
     )
 
 
+def require_whole_groups(sizes: Geometry, algorithm: str) -> None:
+    """Refuse a split in which an optimizer step would get parts of groups, for objectives that need them whole.
+
+    Raises:
+        ValueError: naming the nearest number of updates, or of ranks, that is possible.
+    """
+    if sizes.updates_per_pass == 1:  # all images of all ranks are in it
+        return
+    if sizes.images_per_rank % sizes.images_per_prompt:
+        ranks = [n for n in range(1, sizes.num_prompts + 1) if sizes.num_prompts % n == 0]
+        raise ValueError(
+            f"train.algorithm={algorithm!r} takes whole groups in every optimizer step, but {sizes.world_size} ranks "
+            f"share {sizes.num_prompts} prompts, so that some group is on two of them; set "
+            f"train.updates_per_inner_epoch=1, or use {_nearest(sizes.world_size, ranks)} ranks."
+        )
+    groups = sizes.images_per_rank // sizes.images_per_prompt
+    if groups % sizes.updates_per_pass:
+        valid = [n for n in range(1, groups + 1) if groups % n == 0]
+        raise ValueError(
+            f"train.algorithm={algorithm!r} takes whole groups in every optimizer step, but {groups} prompts per rank "
+            f"do not split into {sizes.updates_per_pass} updates; set train.updates_per_inner_epoch to "
+            f"{_nearest(sizes.updates_per_pass, valid)}."
+        )
+
+
 def _prompts_from_batches(world: int, batch: int, batches: int, images_per_prompt: int) -> int:
     images = world * batch * batches
     if images % images_per_prompt:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from awm.flow.rng import SampleNoise
+from awm.flow.rng import Noise, SampleNoise
 from awm.images import quantise
 from awm.interfaces import Model, Policy, Reward, Sampler, WeightSet
 from awm.rewards.errors import RewardError
@@ -86,10 +86,11 @@ class Rollout:
     def __call__(
         self,
         prompts: Prompts,
-        noise_for: Callable[[slice], SampleNoise],
+        noise_for: Callable[[slice], Noise],
         progress: Progress,
         keep: Collection[int],
         rounds: int = 0,
+        sampler: Sampler | None = None,
     ) -> RolloutResult:
         """Sample and score ``prompts``.
 
@@ -100,6 +101,7 @@ class Rollout:
             keep: rows whose images are returned.
             rounds: batches of the rank that has most. ``progress`` may be a collective, so every rank calls it as
                 often, and before the ranks agree on whether scoring failed.
+            sampler: in place of the rollout's own.
         """
         encoding, decoding = DeviceStopwatch(self.distributed.device), DeviceStopwatch(self.distributed.device)
         with encoding():
@@ -112,7 +114,7 @@ class Rollout:
         try:
             for start in range(0, len(prompts), self.batch_size):
                 rows = slice(start, start + self.batch_size)
-                trajectory = self._sample(condition.take(prompt_index[rows]), noise_for(rows))
+                trajectory = self._sample(sampler or self.sampler, condition.take(prompt_index[rows]), noise_for(rows))
                 trajectories.append(trajectory)
                 with decoding():
                     images = self._decode(trajectory)
@@ -121,7 +123,7 @@ class Rollout:
                 kept |= {row: quantise(images[row - start]) for row in keep if start <= row < start + len(images)}
                 progress(len(images))
             for _ in range(len(futures), rounds):
-                self._accompany(condition)
+                self._accompany(sampler or self.sampler, condition)
                 progress(0)
             sampled = time.perf_counter()
             try:
@@ -149,25 +151,25 @@ class Rollout:
         """Take part in what is collective while the other ranks sample ``rounds`` batches and this one none."""
         condition = self.policy.model.encode([""])
         for _ in range(rounds):
-            self._accompany(condition)
+            self._accompany(self.sampler, condition)
             progress(0)
         progress(0)
         self._agree(None)
 
-    def _accompany(self, condition: Condition) -> None:
+    def _accompany(self, sampler: Sampler, condition: Condition) -> None:
         """Where forwards are collective, run those of a batch with the other ranks: one row, which is dropped."""
         if self.distributed.forwards_are_collective:
             noise = SampleNoise.for_evaluation(0, [""], [0], self.distributed.device)
-            self._sample(condition.take(torch.tensor([0])), noise)
+            self._sample(sampler, condition.take(torch.tensor([0])), noise)
 
     @torch.no_grad()
-    def _sample(self, condition: Condition, noise: SampleNoise) -> Trajectory:
+    def _sample(self, sampler: Sampler, condition: Condition, noise: Noise) -> Trajectory:
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.policy.model.velocity(x_t, t, condition, self.guidance_scale)
 
         with self.policy.using(self.weights):
             x_1 = noise.randn(self.latent_shape)
-            return self.sampler(velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states)
+            return sampler(velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states)
 
     @torch.no_grad()
     def _decode(self, trajectory: Trajectory) -> Tensor:
@@ -197,11 +199,16 @@ def encode_distinct(model: Model, text: tuple[str, ...]) -> tuple[Condition, Ten
 
 
 def _concatenate(parts: list[Trajectory]) -> Trajectory:
-    states = [p.states for p in parts if p.states is not None]
-    log_probs = [p.log_prob for p in parts if p.log_prob is not None]
     return replace(
         parts[0],
         x_0=torch.cat([p.x_0 for p in parts]),
-        states=torch.cat(states, dim=1) if states else None,
-        log_prob=torch.cat(log_probs, dim=1) if log_probs else None,
+        states=_beside([p.states for p in parts]),
+        log_prob=_beside([p.log_prob for p in parts]),
+        velocities=_beside([p.velocities for p in parts]),
     )
+
+
+def _beside(parts: list[Tensor | None]) -> Tensor | None:
+    """[n, B_1 + B_2 + ..., ...] of tensors [n, B_j, ...]; None if the sampler returned none."""
+    known = [part for part in parts if part is not None]
+    return torch.cat(known, dim=1) if known else None

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from awm.data.grouping import epoch_prompt_indices, rank_prompts
 from awm.data.prompts import PromptSet
-from awm.flow.rng import SampleNoise
-from awm.interfaces import Policy
+from awm.flow.rng import Noise, SampleNoise, SharedStart
+from awm.interfaces import Policy, Sampler, VariesByEpoch
 from awm.rewards.errors import RewardError
 from awm.training.averaging import anchor_decay, average_decay
 from awm.training.credit import Credit
@@ -45,6 +45,7 @@ class Trainer:
     schedule: Schedule
     credit: Credit
     averaging: Averaging
+    shared_start: bool = False
     epoch: int = 0
     step: int = 0
     probe: VelocityProbe = field(init=False)
@@ -70,7 +71,9 @@ class Trainer:
         timer = PhaseTimer()
         prompts = self.epoch_prompts()
         with self.outputs.progress(self.epoch + 1, "sampling", self.geometry.images_per_rank) as done:
-            rollout = self.rollout(prompts, self.rollout_noise, done, keep=self.outputs.grid_rows)
+            rollout = self.rollout(
+                prompts, self.rollout_noise, done, keep=self.outputs.grid_rows, sampler=self.epoch_sampler()
+            )
         rewards = gather_rewards(rollout.rewards, prompts.group, self.distributed)
         experience, weights = self.credit(rollout, rewards, prompts, self.epoch)
         timer.lap("rollout")
@@ -93,11 +96,22 @@ class Trainer:
         sizes = self.geometry
         return rank_prompts(self.prompts, chosen, sizes.images_per_prompt, self.distributed.rank, sizes.images_per_rank)
 
-    def rollout_noise(self, rows: slice) -> SampleNoise:
-        """Random numbers of these samples: keyed by (seed, epoch, number of the sample in the epoch)."""
-        return SampleNoise(
-            self.seed, "rollout", self.epoch, self.sample_index()[rows].tolist(), self.distributed.device
-        )
+    def rollout_noise(self, rows: slice) -> Noise:
+        """Random numbers of these samples: keyed by (seed, epoch, number of the sample in the epoch).
+
+        With ``shared_start`` the first, what the sampler starts from, are keyed by the prompt's number instead.
+        """
+        index = self.sample_index()[rows]
+        noise = SampleNoise(self.seed, "rollout", self.epoch, index, self.distributed.device)
+        if not self.shared_start:
+            return noise
+        group = index // self.geometry.images_per_prompt
+        return SharedStart(SampleNoise(self.seed, "rollout/start", self.epoch, group, self.distributed.device), noise)
+
+    def epoch_sampler(self) -> Sampler:
+        """The sampler of this epoch."""
+        sampler = self.rollout.sampler
+        return sampler.for_epoch(self.seed, self.epoch) if isinstance(sampler, VariesByEpoch) else sampler
 
     def sample_index(self) -> Tensor:
         """Numbers of this rank's samples in the whole epoch, [B] int64."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from awm.data.grouping import update_chunks
-from awm.interfaces import Objective, Policy
+from awm.interfaces import Objective, Policy, PreparesStep
 from awm.training.distributed import Distributed
 from awm.training.geometry import Geometry
 from awm.training.stopping import StopRequestedError
@@ -37,6 +39,7 @@ class Update:
         geometry: sizes of the epoch.
         max_grad_norm: gradient norm is clipped to this.
         seed: keys training times and noise.
+        keep_rollout_weights: keep those that sampled for the updates after the first.
         allow_skipped_steps: tolerate steps the fp16 scaler skips on overflow.
     """
 
@@ -88,7 +91,13 @@ class Update:
         for inner_epoch in range(self.geometry.num_passes):
             first = self.distributed.rank * len(experience)
             for chunk in update_chunks(
-                self.seed, epoch, inner_epoch, first, len(experience), self.geometry.updates_per_pass
+                self.seed,
+                epoch,
+                inner_epoch,
+                first,
+                len(experience),
+                self.geometry.updates_per_pass,
+                unit=self._unit,
             ):
                 number += 1
                 place = f"epoch {epoch + 1}, optimizer step {number} of {self.geometry.updates_per_epoch}"
@@ -107,13 +116,15 @@ class Update:
             return {}
         divisor = count.to(samples.x_0.device)  # once: each copy to a GPU makes the CPU wait for it
         sums: dict[str, Tensor] = {}
+        key: dict[str, Any] = {"seed": self.seed, "epoch": epoch, "inner_epoch": inner_epoch, "on_policy": on_policy}
         parts = torch.split(torch.arange(len(samples)), self.geometry.micro_batch_size)
-        for number, part in enumerate(parts):
-            batch = samples.take(part)
-            with self.distributed.accumulating(self.transformer, last=number == len(parts) - 1):
-                output = self.objective(
-                    self.policy, batch, seed=self.seed, epoch=epoch, inner_epoch=inner_epoch, on_policy=on_policy
-                )
+        batches = [samples.take(part) for part in parts]
+        if isinstance(self.objective, PreparesStep):
+            terms = self.objective.prepare_step(self.policy, batches, **key, gather=self.distributed.gather)
+            batches = [replace(batch, group_terms=term) for batch, term in zip(batches, terms, strict=True)]
+        for number, batch in enumerate(batches):
+            with self.distributed.accumulating(self.transformer, last=number == len(batches) - 1):
+                output = self.objective(self.policy, batch, **key)
                 self.distributed.backward(masked_sum(output.loss, batch.valid) / divisor)
             _accumulate(sums, output, batch.valid)
             progress(len(batch))
@@ -127,6 +138,12 @@ class Update:
         if self.allow_skipped_steps:
             metrics["skipped_steps"] = float(self.distributed.step_was_skipped())
         return metrics
+
+    @property
+    def _unit(self) -> int:
+        """Consecutive samples that an optimizer step gets together."""
+        splits_groups = not self.objective.needs.whole_groups or self.geometry.updates_per_pass == 1
+        return 1 if splits_groups else self.geometry.images_per_prompt
 
     @property
     def transformer(self) -> nn.Module:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from awm.interfaces import Objective, Policy, PreparesEpoch, Sampler, WeightSet
+from awm.interfaces import Objective, Policy, PreparesEpoch, PreparesStep, Sampler, VariesByEpoch, WeightSet
 from awm.training.geometry import Geometry
 from awm.types import Condition, Experience, GroupMates, Trajectory
 
@@ -44,8 +44,12 @@ def training_rows(objective: Objective, sampler: Sampler, sizes: Geometry) -> Ro
         if isinstance(objective, PreparesEpoch):
             batch, _ = objective.prepare(policy, batch, seed=0, epoch=0, gather=lambda values: values)
         prepared, toy.plain = toy.plain, 0  # once an epoch, not in every pass
+        key: dict[str, Any] = {"seed": 0, "epoch": 0, "inner_epoch": 0, "on_policy": on_policy}
+        if isinstance(objective, PreparesStep):
+            terms = objective.prepare_step(policy, [batch], **key, gather=lambda values: values)
+            batch = replace(batch, group_terms=terms[0])
         with torch.enable_grad():
-            objective(policy, batch, seed=0, epoch=0, inner_epoch=0, on_policy=on_policy)
+            objective(policy, batch, **key)
         kinds.append(toy)
     first = 1 / sizes.updates_per_pass
     rest = sizes.num_passes - first
@@ -106,6 +110,8 @@ class _ToyPolicy:
 
 
 def _sample(sampler: Sampler, toy: _Toy, guidance_scale: float, *, keep_states: bool) -> Trajectory:
+    if isinstance(sampler, VariesByEpoch):
+        sampler = sampler.for_epoch(0, 0)
     generator, condition = torch.Generator().manual_seed(0), toy.encode([""])
     with torch.no_grad():
         return sampler(

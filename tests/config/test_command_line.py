@@ -110,7 +110,7 @@ def test_an_unknown_key_in_a_json_file_is_an_error(tmp_path: Path):
     ("override", "message"),
     [
         ("train.weighting=ghubr", r"train.weighting='ghubr' is not valid.*'ghuber'.*Did you mean 'ghuber'"),
-        ("train.algorithm=awmm", r"unknown train.algorithm 'awmm'; known: awm, rfm, simpo"),
+        ("train.algorithm=awmm", r"unknown train.algorithm 'awmm'; .*known: awm, .*Did you mean 'awm'"),
         ("sample.sampler=sa_slover", r"unknown sampler 'sa_slover'.*Did you mean 'sa_solver'"),
         ("prompt_fn=genval", r"unknown prompt_fn 'genval'.*Did you mean 'geneval'"),
         ("train.beta=-1.0", r"train.beta=-1.0 is not valid; it must be at least 0"),

@@ -52,3 +52,19 @@ def test_update_chunks_do_not_depend_on_the_world_size(world_size: int):
 
 def test_passes_split_the_samples_differently():
     assert update_chunks(0, 0, 0, 0, 24, 2)[0].tolist() != update_chunks(0, 0, 1, 0, 24, 2)[0].tolist()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_whole_groups_stay_together_on_any_number_of_ranks(world_size: int):
+    total, updates, unit = 48, 2, 4
+    per_rank = total // world_size
+    whole = update_chunks(0, 5, 1, 0, total, updates, unit=unit)
+    for update in range(updates):
+        pieces = [
+            update_chunks(0, 5, 1, rank * per_rank, per_rank, updates, unit=unit)[update] + rank * per_rank
+            for rank in range(world_size)
+        ]
+        assert torch.cat(pieces).tolist() == whole[update].tolist()
+        groups = whole[update] // unit
+        assert all((groups == g).sum() == unit for g in groups.unique())
+    assert torch.cat(whole).sort().values.tolist() == list(range(total))

@@ -2,7 +2,7 @@
 
 import torch
 
-from awm.flow.rng import SampleNoise, evaluation_index, sample_generator
+from awm.flow.rng import SampleNoise, SharedStart, evaluation_index, sample_generator
 
 
 def draws(indices: list[int], **key: object) -> tuple[torch.Tensor, ...]:
@@ -46,3 +46,12 @@ def test_keys_are_pinned() -> None:
     # Keys that change between releases would change every run and every published evaluation.
     assert evaluation_index("a cat") == evaluation_index("a cat", 0) == 12965642508601917097
     assert sample_generator(0, "rollout", 1, 2).initial_seed() == 10163621576418836989
+
+
+def test_a_shared_start_is_one_for_the_group_and_the_rest_is_not() -> None:
+    start, rest = (SampleNoise(0, stream, 2, indices) for stream, indices in (("start", [4, 4]), ("rollout", [8, 9])))
+    noise = SharedStart(start, rest)
+    first, second, third = (noise.randn((2, 3)) for _ in range(3))
+    assert torch.equal(first[0], first[1]) and not torch.equal(second[0], second[1])
+    again = SampleNoise(0, "rollout", 2, [8, 9])
+    assert torch.equal(second, again.randn((2, 3))) and torch.equal(third, again.randn((2, 3)))

@@ -24,13 +24,13 @@ from awm.lab.matching.targets import (
     bridge,
     clean_target,
     noisy_target,
-    step_target,
     step_variance,
     step_weight,
 )
 from awm.lab.matching.variances import mean_clean_variance, step_variances
 from awm.lab.networks import seed_generators
-from awm.samplers.flow_sde import transition_log_prob, transition_mean, transitions
+from awm.samplers.flow_sde import transitions
+from awm.samplers.transition import matching_target, transition_log_prob, transition_mean
 
 NUM = 200_000
 
@@ -97,14 +97,14 @@ def test_a_steps_likelihood_is_matching_its_target() -> None:
     assert step_weight(first) == pytest.approx(0.110716, abs=5e-7)
     assert step_variance(first) == pytest.approx(4.516056, abs=5e-7)
     x_t, x_s = normal(0, 6, 1, 2, 2), normal(1, 6, 1, 2, 2)
-    y = step_target(x_s, x_t, first)
+    y = matching_target(x_s, x_t, first)
     constants = []
     for seed in (2, 3):
         v = normal(seed, 6, 1, 2, 2)
         matched = -step_weight(first) * (v - y).square().flatten(1).mean(1)
         constants.append(transition_log_prob(x_s, x_t, v, first) - matched)
     torch.testing.assert_close(constants[0], constants[1], rtol=0, atol=1e-12)
-    torch.testing.assert_close(step_target(transition_mean(x_t, v, first), x_t, first), v)
+    torch.testing.assert_close(matching_target(transition_mean(x_t, v, first), x_t, first), v)
     assert step_weight(transitions((0.5, 0.0), noise_level=0.0)[0]) == math.inf
 
 

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from awm.flow.times import shifted_grid
-from awm.samplers.flow_sde import FlowSDE, transition_log_prob, transition_mean, transitions
+from awm.samplers.flow_sde import FlowSDE, transitions
+from awm.samplers.transition import transition_log_prob, transition_mean
 
 GRID = shifted_grid(14)
 

@@ -21,7 +21,7 @@ PRELOAD = ["torch", "diffusers", "transformers", "peft", "accelerate", "awm.buil
 LIMIT_S = 120
 
 
-def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
+def run_ranks(world_size: int, function: Callable[..., Any], *args: Any, limit_s: float = LIMIT_S) -> Any:
     """What ``function(*args)`` returns on rank 0 of ``world_size`` processes; a failure on any is a failure here."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
@@ -35,7 +35,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
         rank.start()
         there.close()  # so that the end of a rank that is killed is the end of its pipe
     try:
-        answer = _collect([pipe[0] for pipe in pipes])
+        answer = _collect([pipe[0] for pipe in pipes], limit_s)
         for rank in ranks:
             rank.join(10)
     finally:
@@ -45,13 +45,13 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> Any:
     return torch.load(io.BytesIO(answer), weights_only=False)
 
 
-def _collect(pipes: list[Connection]) -> bytes:
+def _collect(pipes: list[Connection], limit_s: float) -> bytes:
     """Rank 0's answer once all have one; the first error ends the waiting, as the others may wait for that rank."""
     waiting, answer = dict(zip(pipes, range(len(pipes)), strict=True)), b""
-    deadline = time.monotonic() + LIMIT_S
+    deadline = time.monotonic() + limit_s
     while waiting:
         ready = wait(list(waiting), timeout=deadline - time.monotonic())
-        assert ready, f"ranks {sorted(waiting.values())} of {len(pipes)} gave no answer within {LIMIT_S} s"
+        assert ready, f"ranks {sorted(waiting.values())} of {len(pipes)} gave no answer within {limit_s} s"
         for pipe in ready:
             assert isinstance(pipe, Connection)
             number = waiting.pop(pipe)

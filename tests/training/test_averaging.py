@@ -29,3 +29,9 @@ def test_anchor_lags_a_steady_drift_by_three_sevenths() -> None:
         decay = anchor_decay(n, 0.3, "linear")
         anchor = decay * anchor + (1 - decay) * current
     assert current - anchor == pytest.approx(3 / 7, abs=1e-9)
+
+
+def test_schedules_of_the_rivals() -> None:
+    # DiffusionNFT for OCR: nothing for 75 updates, then 0.0075 an update; CRD: from a quarter on.
+    assert [anchor_decay(n, 0.999, "delayed") for n in (0, 75, 77, 1000)] == pytest.approx([0, 0, 0.015, 0.999])
+    assert [anchor_decay(n, 0.999, "offset") for n in (0, 10, 1000)] == pytest.approx([0.25, 0.3, 0.999])

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from awm.training.geometry import Geometry, resolve_geometry
+from awm.training.geometry import Geometry, require_whole_groups, resolve_geometry
 
 
 def resolve(**changes: Any) -> Geometry:
@@ -56,3 +56,20 @@ def test_accumulation_steps_imply_the_updates():
 def test_impossible_geometry_names_the_nearest_possible(changes: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         resolve(**changes)
+
+
+@pytest.mark.parametrize("changes", [{}, {"updates_per_pass": 3}, {"world_size": 32, "updates_per_pass": 1}])
+def test_whole_groups_fit(changes: dict[str, Any]):
+    require_whole_groups(resolve(**changes), "dgpo")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"world_size": 32, "updates_per_pass": 2}, r"'dgpo'.*32 ranks share 72 prompts.*use 24 or 36 ranks"),
+        ({"updates_per_pass": 2}, r"9 prompts per rank do not split into 2 updates; .*to 1 or 3"),
+    ],
+)
+def test_cut_groups_name_the_nearest_possible(changes: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        require_whole_groups(resolve(**changes), "dgpo")

@@ -19,8 +19,10 @@ from awm.flow.rng import SampleNoise
 from awm.flow.times import shifted_grid
 from awm.lab.matching.convergence import draw, draw_data, ring
 from awm.lab.matching.features import CosineFeatures
-from awm.lab.matching.targets import step_target, step_weight
-from awm.samplers.flow_sde import FlowSDE, Transition
+from awm.lab.matching.targets import step_weight
+from awm.samplers.flow_sde import FlowSDE
+from awm.samplers.transition import matching_target
+from awm.types import Transition
 
 LAGS = (math.inf, 0.25, 0.2, 0.14, 0.1, 0.07, 0.05, 0.035, 0.025)
 LEVELS = (0.1, 0.2, 0.4, 0.7, 1.0, 1.4)
@@ -182,7 +184,7 @@ def _likelihood_gradient(
     """[S, n, F, 2] gradient of A ||v - y||^2 at one step, from the states [2, S, n, 2] before and after it."""
     x_t, x_s = states
     phi = features(x_t, torch.full(x_t.shape[:2], step.t))
-    error = torch.bmm(phi, theta) - step_target(x_s, x_t, step)
+    error = torch.bmm(phi, theta) - matching_target(x_s, x_t, step)
     return _outer(phi, advantage.unsqueeze(-1) * error)
 
 

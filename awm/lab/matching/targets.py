@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from awm.flow.path import expand_time, velocity_from_data, velocity_from_score
-from awm.samplers.flow_sde import Transition
+from awm.types import Transition
 
 
 def clean_target(x_0: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
@@ -61,17 +61,8 @@ def added_variance(s: float, t: float) -> float:
     return s**2 / ((t - s) * (t + s - 2 * s * t))
 
 
-def step_target(x_s: Tensor, x_t: Tensor, step: Transition) -> Tensor:
-    """The y of a step's likelihood log N(x_s; mean(v), std^2) = -w ||v - y||^2 + constant: (x_s - a x_t) / b.
-
-    With a and b the step's weights of x_t and v. Our reading of DDPO's and Flow-GRPO's likelihood as matching; exact
-    for Flow-GRPO at any noise level.
-    """
-    return (x_s - step.x_weight * x_t) / step.velocity_weight
-
-
 def step_weight(step: Transition) -> float:
-    """The w of ``step_target``, b^2 / (2 std^2); infinite where the step is deterministic."""
+    """The w = b^2 / (2 std^2) of the likelihood -w ||v - y||^2, y of ``matching_target``; infinite without noise."""
     return step.velocity_weight**2 / (2 * step.std**2) if step.std else torch.inf
 
 

@@ -18,10 +18,10 @@ from awm.lab.matching.targets import (
     bridge,
     clean_target,
     noisy_target,
-    step_target,
     step_variance,
 )
-from awm.samplers.flow_sde import transition_mean, transitions
+from awm.samplers.flow_sde import transitions
+from awm.samplers.transition import matching_target, transition_mean
 
 NUM_STEPS = 14
 NOISE_LEVELS = (0.1, 0.3, 0.7, 1.0)
@@ -88,7 +88,7 @@ def step_variances(
         clean = mean_clean_variance(target, t)
         noisy = noisy_target(bridge(x_0, x_t, early, late, noise[1]), x_t, early, late)
         sampled = {
-            level: step_target(transition_mean(x_t, velocity, step) + step.std * noise[2], x_t, step)
+            level: matching_target(transition_mean(x_t, velocity, step) + step.std * noise[2], x_t, step)
             for level, step in steps.items()
         }
         rows.append(

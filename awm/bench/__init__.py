@@ -1,0 +1,1 @@
+"""awm-bench: rival algorithms in one trainer, on one small world, with the same budget."""
