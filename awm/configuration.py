@@ -132,6 +132,7 @@ def default_config() -> ConfigDict:
     config.train.kl_time_scaled = False  # flow_grpo, grpo_guard: KL times the step's length, as in Flow-GRPO's code
     config.train.guard_div_dt = True  # grpo_guard: each step's loss over its length
     config.train.nft_beta = 1.0  # nft: share of the current velocity in the two it compares
+    config.train.nft_adaptive = True  # nft: each of the two errors over its mean absolute value
     config.train.flow_awr_max = placeholder(float)  # flow_awr: largest weight; unset: none
     config.train.vgrpo_soft_clip = placeholder(float)  # v_grpo: advantages eta tanh(A / eta) with this eta
     config.train.vgrpo_kl = 0.0  # v_grpo: KL to the policy that sampled, weight t^2
@@ -147,7 +148,7 @@ def default_config() -> ConfigDict:
     config.train.crd_loss = "mse"  # crd: mse | bce
     config.train.crd_adaptive = True  # crd: errors over their mean absolute value
     config.train.crd_weight_temperature = placeholder(float)  # crd: of the group means; unset: uniform
-    config.train.crd_reward_kl = True  # crd: pull good images less toward the reference
+    config.train.crd_adaptive_pull = True  # crd: pull good images less toward the reference
     config.train.use_sa_solver = True
     config.train.lora_path = ""  # start from this LoRA folder
     config.train.gradient_checkpointing = False

@@ -70,7 +70,7 @@ def main() -> None:
 
 def train(config: ConfigDict, distributed: Distributed, stop: StopRequest, liveness: Liveness) -> int:
     """The run; what is returned is the exit status of one that ended in good order."""
-    from awm.building import build_trainer
+    from awm.building import build_trainer, without_effect
     from awm.report.tables import console_table
     from awm.rewards.errors import RewardError
     from awm.training.checkpoint import CheckpointError
@@ -83,6 +83,9 @@ def train(config: ConfigDict, distributed: Distributed, stop: StopRequest, liven
         config.run_name = distributed.broadcast_object(time.strftime("run_%Y%m%d_%H%M%S"))
     status = 0
     with run_lock(Path(config.logdir) / config.run_name, distributed):
+        idle = without_effect(config)
+        if idle and distributed.is_main:
+            print(f"{', '.join(idle)}: without effect with train.algorithm={config.train.algorithm}", flush=True)
         trainer = build_trainer(config, distributed, stop)
         stop.install()  # from here on a signal waits for the next safe point
         try:

@@ -162,12 +162,16 @@ class Needs:
         trajectory: states and log-probabilities of the rollout.
         reward_gradient: the gradient of the reward with respect to x_0, through the decoder.
         group_mates: x_0 of all images of a prompt, also of those that other ranks hold.
+        velocities: those of the rollout, too; with ``trajectory``.
+        rollout_weights: the weights that sampled, for the updates of an epoch after its first.
         whole_groups: every optimizer step gets all images of its prompts, where it would else get some of each prompt.
     """
 
     trajectory: bool = False
     reward_gradient: bool = False
     group_mates: bool = False
+    velocities: bool = False
+    rollout_weights: bool = False
     whole_groups: bool = False
 
 

@@ -3,7 +3,8 @@
     awm-train --config config/awm.py:geneval_sd3_nft_1node
     awm-train --config config/awm.py:quickstart_flow_grpo
 
-``PUBLISHED`` has what each paper or its code says for SD3.5 and GenEval; what they do not say stays as in AWM's recipe.
+``PUBLISHED`` has what each paper or its code says for SD3.5 and GenEval, and where it says nothing, AWM's recipe or,
+for those without guidance, DiffusionNFT's. What was left out is in DECISIONS.md.
 RWR, AWR, DPMD and QVPO have no published settings for images. ``TINY`` changes what the tiny model's scale demands:
 its groups have 8 images, its epochs four updates, its learning rate is ten times larger.
 """
@@ -22,6 +23,7 @@ LIKELIHOOD: Settings = {
     "sample.sde_frac": 1.0,
     "sample.num_steps": 10,
     "sample.guidance_scale": 4.5,
+    "train.batch_size": 1,
     "train.cfg": True,
     "train.adv_clip_max": 5.0,
     "train.advantage_max": 5.0,
@@ -32,20 +34,29 @@ LIKELIHOOD: Settings = {
     "train.kl_time_scaled": True,
     "train.ema_beta": 0.0,
 }
-"""Flow-GRPO (arXiv 2505.05470) on GenEval; its advantages are not scaled to 1."""
+"""Flow-GRPO (arXiv 2505.05470) on GenEval; its advantages are not scaled to 1.
+
+One image in a training forward: its nine steps, each with guidance, are eighteen rows, as many as three images of AWM.
+"""
 FORWARD: Settings = {
-    "sample.sampler": "ddim",
+    "sample.sampler": "sa_solver",
+    "sample.noise_level": 0.0,
     "sample.num_steps": 10,
     "sample.num_prompts_per_epoch": 48,
     "time_type": "discrete",
     "train.adv_clip_max": 5.0,
     "train.advantage_max": 5.0,
+    "train.batch_size": 2,
     "train.train_timesteps": 9,
     "train.timestep_fraction": 0.99,
     "train.ema_beta": 0.0,
 }
-"""DiffusionNFT (arXiv 2509.16117): no guidance, every time of the sampling grid but the last, once."""
-PLAIN: Settings = {"train.weighting": "Uniform", "train.ema_beta": 0.0}
+"""DiffusionNFT (arXiv 2509.16117): no guidance, every time of the sampling grid but the last, once.
+
+Its rollouts and V-GRPO's are of second-order solvers (DPM-Solver 2 and ++), as this one is; the others take from here
+what they do not say themselves.
+"""
+PLAIN: Settings = {"train.ema_beta": 0.0}
 
 PUBLISHED: dict[str, Settings] = {
     "flow_grpo": LIKELIHOOD,
@@ -54,11 +65,11 @@ PUBLISHED: dict[str, Settings] = {
         "sample.noise_level": 0.8,
         "sample.window": "random",
         "sample.window_size": 2,
-        "sample.window_range": (0, 5),
+        "sample.window_range": (0, 7),  # starts in the first half
         "sample.shared_start": True,
         "train.clip_range": 1e-5,
     },
-    "cps": LIKELIHOOD | {"sample.sampler": "cps", "sample.noise_level": 0.8},
+    "cps": LIKELIHOOD | {"sample.sampler": "cps", "sample.noise_level": 0.8, "train.kl_time_scaled": False},
     "grpo_guard": LIKELIHOOD | {"train.clip_range": 2e-6},
     "mix_grpo": LIKELIHOOD
     | {
@@ -78,6 +89,7 @@ PUBLISHED: dict[str, Settings] = {
         "sample.noise_level": 1.0,
         "sample.num_steps": 50,
         "sample.guidance_scale": 5.0,
+        "train.gradient_checkpointing": True,  # 98 rows an image
         "per_prompt_stat_tracking": False,
         "train.beta": 0.0,
     },
@@ -107,6 +119,7 @@ PUBLISHED: dict[str, Settings] = {
     "dgpo": FORWARD
     | {
         "train.train_timesteps": 4,
+        "train.timestep_fraction": 0.7,  # its times are the grid's from 0.56 up
         "train.group_noise": True,
         "train.dgpo_clip": 0.01,
         "train.reference_guidance_scale": 4.5,
@@ -134,6 +147,8 @@ SMALL_GROUPS: Settings = {
     "sample.guidance_scale": 1.0,
     "train.cfg": False,
     "train.reference_guidance_scale": None,
+    "train.batch_size": 32,
+    "train.gradient_checkpointing": False,
     "train.updates_per_inner_epoch": 4,
     "train.learning_rate": 4e-3,
 }

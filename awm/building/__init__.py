@@ -11,6 +11,7 @@ from awm.building.objects import (
     build_rollout_sampler,
     build_sampler,
     make_sampler,
+    without_effect,
 )
 from awm.building.trainer import build_trainer
 
@@ -26,4 +27,5 @@ __all__ = [
     "build_sampler",
     "build_trainer",
     "make_sampler",
+    "without_effect",
 ]

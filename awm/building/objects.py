@@ -12,6 +12,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
+from awm.configuration import default_config
 from awm.data.prompts import PromptSet
 from awm.flow.times import edit_ends, shifted_grid
 from awm.interfaces import Objective, Policy, Reward, Sampler, WeightSet
@@ -45,6 +46,28 @@ def build_objective(config: ConfigDict) -> Objective:
         settings["forward"] = _construct(ForwardProcess, settings)
     objective: Objective = _construct(kind, settings)
     return objective
+
+
+def without_effect(config: ConfigDict) -> list[str]:
+    """Settings of learning rules that were changed from their defaults and that ``train.algorithm`` does not take.
+
+    ``train.ema_beta`` counts also at its default, which is a pull that one may rely on; what the trainer itself
+    uses does not.
+    """
+    taken = _keys_of(OBJECTIVES.load(config.train.algorithm))
+    known = set().union(*(_keys_of(OBJECTIVES.load(name)) for name in OBJECTIVES))
+    train, default = config.train.to_dict(), default_config().train.to_dict()
+    changed = {
+        key for key in train.keys() & (known - taken - {"advantage_max", "off_policy"}) if train[key] != default[key]
+    }
+    if train["ema_beta"] > 0 and "ema_beta" not in taken:
+        changed.add("ema_beta")
+    return sorted(f"train.{key}" for key in changed)
+
+
+def _keys_of(objective: Callable[..., Any]) -> set[str]:
+    names = set(inspect.signature(objective).parameters)
+    return names | set(inspect.signature(ForwardProcess).parameters) if "forward" in names else names
 
 
 def build_sampler(config: ConfigDict, name: str, num_steps: int) -> Sampler:

@@ -122,6 +122,7 @@ def _rollout(
         guidance_scale=config.sample.guidance_scale,
         weights="anchor" if config.train.off_policy else "current",
         keep_states=objective.needs.trajectory,
+        keep_velocities=objective.needs.velocities,
         stop=stop.requested,
     )
 
@@ -191,10 +192,10 @@ def _check_needs(config: ConfigDict, objective: Objective, reward: MixtureReward
 def keeps_rollout_weights(config: ConfigDict, objective: Objective) -> bool:
     """Whether updates after an epoch's first compare with the weights that sampled.
 
-    The anchor is there anyway, and an objective that keeps the rollout has its likelihoods.
+    The anchor is there anyway.
     """
     train = config.train
-    return bool(train.old_policy == "rollout" and not train.off_policy and not objective.needs.trajectory)
+    return bool(objective.needs.rollout_weights and train.old_policy == "rollout" and not train.off_policy)
 
 
 def check_groups(config: ConfigDict, objective: Objective, sizes: Geometry) -> None:

@@ -126,7 +126,7 @@ class AWM:
             have in common, most of the noise, cancels instead of adding up.
     """
 
-    needs = Needs()
+    needs = Needs(rollout_weights=True)
 
     def __init__(
         self,

@@ -17,10 +17,10 @@ from torch import Tensor
 
 from awm.interfaces import Policy
 from awm.objectives.forward_process import ForwardProcess
+from awm.objectives.terms import require_positive
 from awm.objectives.weighted_regression import (
     WeightedRegression,
     above_mean,
-    check_positive,
     group_weights,
     prompt_rows,
 )
@@ -42,8 +42,8 @@ class AWR:
     needs = Needs()
 
     def __init__(self, *, forward: ForwardProcess, awr_temperature: float = 1.0, awr_max_weight: float = 20.0) -> None:
-        check_positive("awr_temperature", awr_temperature)
-        check_positive("awr_max_weight", awr_max_weight)
+        require_positive("awr_temperature", awr_temperature)
+        require_positive("awr_max_weight", awr_max_weight)
         self.regression = WeightedRegression(forward)
         self.temperature, self.max_weight = awr_temperature, awr_max_weight
 

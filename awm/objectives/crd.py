@@ -30,8 +30,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from awm.flow.path import at_least_float32
 from awm.interfaces import Policy
 from awm.objectives.forward_process import ForwardProcess
-from awm.objectives.group_terms import StepGroups, require_group_noise, require_positive, require_terms
-from awm.objectives.terms import check_name, velocity_mse
+from awm.objectives.group_terms import StepGroups, require_group_noise, require_terms
+from awm.objectives.terms import check_name, require_positive, velocity_mse
 from awm.types import Experience, LossOutput, Needs
 
 LOSSES = ("mse", "bce")
@@ -105,7 +105,7 @@ class CRD:
         crd_loss: "mse" or "bce".
         crd_adaptive: divide errors by their mean absolute value.
         crd_weight_temperature: T, above 0; None: plain means.
-        crd_reward_kl: make the KL to the reference adaptive.
+        crd_adaptive_pull: make the KL to the reference adaptive.
         advantage_max: A_max, bound on the advantages; published: 5.
 
     Raises:
@@ -122,7 +122,7 @@ class CRD:
         crd_loss: str = "mse",
         crd_adaptive: bool = True,
         crd_weight_temperature: float | None = None,
-        crd_reward_kl: bool = True,
+        crd_adaptive_pull: bool = True,
         advantage_max: float = 1.0,
     ) -> None:
         require_group_noise(forward, "crd")
@@ -133,7 +133,7 @@ class CRD:
             require_positive("crd_weight_temperature", crd_weight_temperature)
         self.forward, self.beta, self.kind, self.adaptive = forward, crd_beta, crd_loss, crd_adaptive
         self.temperature, self.advantage_max = crd_weight_temperature, advantage_max
-        self.least_kl = min(LEAST_KL / forward.beta, 1.0) if crd_reward_kl and forward.beta > 0 else None
+        self.least_kl = min(LEAST_KL / forward.beta, 1.0) if crd_adaptive_pull and forward.beta > 0 else None
 
     def prepare_step(
         self,
@@ -179,7 +179,6 @@ class CRD:
             crd_beta=self.beta,
             advantage_max=self.advantage_max,
         )
-        metrics["velocity_mse"] = velocity_mse(v.current.detach(), noised.target).mean(0)
         scale = None if self.least_kl is None else self.least_kl + (1 - self.least_kl) * reward
         return self.forward.output(loss, metrics, noised, v, reference_scale=scale)
 

@@ -20,8 +20,8 @@ from torch.nn.functional import softplus
 
 from awm.interfaces import Policy
 from awm.objectives.forward_process import ForwardProcess
-from awm.objectives.group_terms import StepGroups, require_group_noise, require_positive, require_terms
-from awm.objectives.terms import velocity_mse
+from awm.objectives.group_terms import StepGroups, require_group_noise, require_terms
+from awm.objectives.terms import require_positive, velocity_mse
 from awm.types import Experience, LossOutput, Needs
 
 
@@ -73,8 +73,8 @@ class DGPO:
         forward: noises micro-batches, with ``group_noise``, and runs the forwards. The reference's, for z and for the
             KL, have ``reference_guidance_scale``; where it teaches guidance, z is not 0 at the first step.
         dgpo_beta: beta, above 0; published: 100, for PickScore 10.
-        dgpo_clip: c of ``dgpo_loss``, above 0, against the anchor, for one more forward; published: 1e-3, and 1e-5
-            if the rollouts have no guidance. None: no clipping. The KL terms are never clipped.
+        dgpo_clip: c of ``dgpo_loss``, above 0, against the anchor, for one more forward; published: .05,
+            .01 or .001. None: no clipping. The KL terms are never clipped.
 
     Raises:
         ValueError: ``train.group_noise`` is off, or a number is not above 0.

@@ -27,8 +27,8 @@ from torch.nn.functional import logsigmoid
 
 from awm.interfaces import Policy
 from awm.objectives.forward_process import ForwardProcess
-from awm.objectives.group_terms import StepGroups, require_group_noise, require_positive, require_terms
-from awm.objectives.terms import velocity_mse
+from awm.objectives.group_terms import StepGroups, require_group_noise, require_terms
+from awm.objectives.terms import require_positive, velocity_mse
 from awm.types import Experience, LossOutput, Needs
 
 
@@ -88,6 +88,9 @@ def pair_roles(group: Tensor, advantage: Tensor, valid: Tensor) -> Tensor:
 class DiffusionDPO:
     """The objective. Only pairs are trained: a micro-batch runs forwards for its winners and losers alone.
 
+    One without any runs a single row for nothing. With micro-batches much smaller than a group most are such, and cost
+    more than the pairs do; ``awm-train --dry_run`` counts them.
+
     Args:
         forward: noises micro-batches, with ``group_noise``, and runs the forwards; the reference's have
             ``reference_guidance_scale``.
@@ -121,7 +124,7 @@ class DiffusionDPO:
         role = pair_roles(groups.group, groups.advantage, groups.valid)
         errors = []
         for batch, own in zip(micro_batches, groups.spread(role), strict=True):
-            rows = _rows_to_run(own)
+            rows = _rows_to_run(own, batch.valid)
             noised = self.forward.noised(batch.take(rows), seed=seed, epoch=epoch, inner_epoch=inner_epoch)
             reference = self.forward.frozen(policy, noised, reference=True)["reference"]
             current = noised.frozen_velocity(policy, "current", self.forward.guidance_scale)
@@ -138,7 +141,7 @@ class DiffusionDPO:
     ) -> LossOutput:
         """Loss of a micro-batch, see ``awm.interfaces.Objective``."""
         terms = require_terms(batch, "dpo")
-        rows = _rows_to_run(terms[:, 0, 0])
+        rows = _rows_to_run(terms[:, 0, 0], batch.valid)
         role, share, margin, error_reference = (term.T for term in terms[rows.to(terms.device)].unbind(1))
         noised = self.forward.noised(batch.take(rows), seed=seed, epoch=epoch, inner_epoch=inner_epoch)
         v = self.forward.velocities(policy, noised)
@@ -150,13 +153,13 @@ class DiffusionDPO:
         )
 
 
-def _rows_to_run(role: Tensor) -> Tensor:
-    """Rows of a micro-batch that are in a pair, on the CPU; the first one, for nothing, if none is.
+def _rows_to_run(role: Tensor, valid: Tensor) -> Tensor:
+    """Rows of a micro-batch that are in a pair, on the CPU; the first valid one, for nothing, if none is.
 
     Ranks that share weights run equally many forwards, and each micro-batch hands in a gradient, if only of zeros.
     """
     rows = role.cpu().nonzero().flatten()
-    return rows if len(rows) else torch.zeros(1, dtype=torch.int64)
+    return rows if len(rows) else valid.cpu().int().argmax(keepdim=True)
 
 
 def _put(values: Tensor, rows: Tensor, length: int) -> Tensor:

@@ -23,7 +23,7 @@ from torch import Tensor
 from awm.flow.path import at_least_float32
 from awm.interfaces import Policy
 from awm.objectives.forward_process import ForwardProcess
-from awm.objectives.terms import velocity_mse
+from awm.objectives.terms import require_positive, velocity_mse
 from awm.objectives.weighted_regression import prompt_rows
 from awm.types import Experience, GroupWeights, LossOutput, Needs
 from awm.weightings import exp_weights
@@ -86,10 +86,8 @@ class FlowAWR:
     needs = Needs()
 
     def __init__(self, *, forward: ForwardProcess, flow_awr_max: float | None = None) -> None:
-        if flow_awr_max is not None and not flow_awr_max > 0:
-            raise ValueError(
-                f"flow_awr_max={flow_awr_max:g} leaves no image a positive advantage; use more than 0, or None."
-            )
+        if flow_awr_max is not None:
+            require_positive("flow_awr_max", flow_awr_max)
         self.forward, self.largest = forward, math.inf if flow_awr_max is None else flow_awr_max
 
     def weigh(self, reward: Tensor, group: Tensor, valid: Tensor) -> GroupWeights:
@@ -122,6 +120,4 @@ class FlowAWR:
         v = self.forward.velocities(policy, noised, anchor=True)
         assert v.anchor is not None
         loss, metrics = flow_awr_loss(v.current, v.anchor, noised.target, batch.weight)
-        with torch.no_grad():
-            metrics["velocity_mse"] = velocity_mse(v.current, noised.target).mean(0)
         return self.forward.output(loss, metrics, noised, v)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from awm.interfaces import Policy
 from awm.objectives.noising import NoisedBatch, Noising
-from awm.objectives.terms import KL_WEIGHTS, add_kl_terms, check_name
+from awm.objectives.terms import KL_WEIGHTS, add_kl_terms, check_name, velocity_mse
 from awm.types import Experience, LossOutput
 
 
@@ -156,5 +156,10 @@ class ForwardProcess:
             kl_ema_weight=self.kl_ema_weight,
             reference_scale=reference_scale,
         )
-        seen = {"loss/policy": loss, **metrics, **kl_metrics}
+        if self.reference_guidance_scale != self.guidance_scale:
+            kl_metrics.pop(
+                "velocity_norm_ratio", None
+            )  # guidance lengthens the reference's: the trainer probes instead
+        error = velocity_mse(velocities.current.detach(), noised.target).mean(0)
+        seen = {"loss/policy": loss, "velocity_mse": error, **metrics, **kl_metrics}
         return LossOutput(total, {name: value.detach() for name, value in seen.items()})

@@ -92,12 +92,6 @@ def require_terms(batch: Experience, algorithm: str) -> Tensor:
     return batch.group_terms
 
 
-def require_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is above 0 and finite."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"train.{name} is {value}; it must be above 0 and finite.")
-
-
 def _table(batch: Experience) -> Tensor:
     """[B, 4] float64 number, group, validity and advantage of each sample."""
     columns = (batch.sample_index, batch.group, batch.valid, batch.advantage)

@@ -82,7 +82,7 @@ class GRPOGuard:
         off_policy: the anchor sampled, so the stored velocity is the old one from the start.
     """
 
-    needs = Needs(trajectory=True)
+    needs = Needs(trajectory=True, velocities=True)
 
     def __init__(
         self,

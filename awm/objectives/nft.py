@@ -14,13 +14,12 @@ the old policy m+ and m- differ, so the normalised loss has no minimiser that co
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from awm.flow.path import at_least_float32, expand_time
 from awm.interfaces import Policy
 from awm.objectives.forward_process import ForwardProcess
-from awm.objectives.terms import velocity_mse
+from awm.objectives.terms import require_positive
 from awm.types import Experience, LossOutput, Needs
 
 SMALLEST_ERROR = 1e-5  # of the normaliser, in units of the data
@@ -60,7 +59,8 @@ def nft_loss(
     Returns:
         [B] loss, and per sample r and the error of each branch (normalised or not, as in the loss).
     """
-    _check_scales(beta, advantage_max)
+    require_positive("nft_beta", beta)
+    require_positive("advantage_max", advantage_max)
     error_old = at_least_float32(velocity_anchor.detach()) - at_least_float32(target)
     # As sums with the old error rather than as mixtures: near the old policy, nothing cancels.
     step = beta * (at_least_float32(velocity) - at_least_float32(velocity_anchor.detach()))
@@ -98,6 +98,7 @@ class DiffusionNFT:
         forward: noise, forwards and KL terms.
         nft_beta: b, more than 0; published: 1, and 0.1 for OCR and several rewards. The smaller, the weaker the pull to
             the old policy.
+        nft_adaptive: divide each branch by its own normaliser, as published; False is the plain form of ``nft_loss``.
         advantage_max: bound on |advantage|, ``train.advantage_max``; published: that of the clipping, 5.
 
     Raises:
@@ -106,10 +107,18 @@ class DiffusionNFT:
 
     needs = Needs()
 
-    def __init__(self, *, forward: ForwardProcess, nft_beta: float = 1.0, advantage_max: float = 1.0) -> None:
-        _check_scales(nft_beta, advantage_max)
+    def __init__(
+        self,
+        *,
+        forward: ForwardProcess,
+        nft_beta: float = 1.0,
+        nft_adaptive: bool = True,
+        advantage_max: float = 1.0,
+    ) -> None:
+        require_positive("nft_beta", nft_beta)
+        require_positive("advantage_max", advantage_max)
         self.forward = forward
-        self.beta, self.advantage_max = nft_beta, advantage_max
+        self.beta, self.adaptive, self.advantage_max = nft_beta, nft_adaptive, advantage_max
 
     def __call__(
         self, policy: Policy, batch: Experience, *, seed: int, epoch: int, inner_epoch: int, on_policy: bool
@@ -126,16 +135,6 @@ class DiffusionNFT:
             batch.advantage,
             beta=self.beta,
             advantage_max=self.advantage_max,
+            adaptive=self.adaptive,
         )
-        with torch.no_grad():
-            metrics["velocity_mse"] = velocity_mse(v.current, noised.target).mean(0)
         return self.forward.output(loss, metrics, noised, v)
-
-
-def _check_scales(beta: float, advantage_max: float) -> None:
-    if not beta > 0:
-        raise ValueError(
-            f"nft_beta={beta:g} is not more than 0, so the policy would not enter its loss; use 1, or 0.1."
-        )
-    if not advantage_max > 0:
-        raise ValueError(f"advantage_max={advantage_max:g} is not more than 0; use the advantages' bound, 1 or 5.")

@@ -131,7 +131,7 @@ class RFM:
                 f"rfm_estimator='noise', or rfm_form='weighted'."
             )
         gradients = rfm_estimator != "noise"
-        self.needs = Needs(reward_gradient=gradients, group_mates=True)
+        self.needs = Needs(reward_gradient=gradients, group_mates=True, rollout_weights=True)
         self.estimator, self.temperature, self.form = rfm_estimator, rfm_temperature, rfm_form
         self.weigh_groups = GroupWeighing(Weighting("exp"), temperature=rfm_temperature)
         self.follows_score = gradients and rfm_score == "policy"

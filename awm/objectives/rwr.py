@@ -18,7 +18,8 @@ from torch import Tensor
 
 from awm.interfaces import Policy
 from awm.objectives.forward_process import ForwardProcess
-from awm.objectives.weighted_regression import WeightedRegression, check_positive, group_weights, prompt_rows
+from awm.objectives.terms import require_positive
+from awm.objectives.weighted_regression import WeightedRegression, group_weights, prompt_rows
 from awm.types import Experience, GroupWeights, LossOutput, Needs
 from awm.weightings import exp_weights
 
@@ -37,7 +38,7 @@ class RWR:
     needs = Needs()
 
     def __init__(self, *, forward: ForwardProcess, rwr_temperature: float = 1.0) -> None:
-        check_positive("rwr_temperature", rwr_temperature)
+        require_positive("rwr_temperature", rwr_temperature)
         self.regression = WeightedRegression(forward)
         self.temperature = rwr_temperature
 

@@ -145,7 +145,7 @@ class SiMPO:
         group_noise: the images of a prompt share their times and noise, see ``AWM``.
     """
 
-    needs = Needs()
+    needs = Needs(rollout_weights=True)
 
     def __init__(
         self,

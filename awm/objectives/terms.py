@@ -24,6 +24,12 @@ def check_name(kind: str, name: str, known: tuple[str, ...]) -> None:
         raise ValueError(f"unknown {kind} {name!r}; known: {', '.join(known)}.")
 
 
+def require_positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is a finite number above 0."""
+    if not 0 < value < math.inf:
+        raise ValueError(f"train.{name}={value:g} is not valid; it must be a finite number above 0.")
+
+
 def velocity_mse(velocity: Tensor, target: Tensor, *, largest: Tensor | None = None) -> Tensor:
     """Mean over features of (v - u)^2, at least in float32 (the public code uses float64; nothing here needs it).
 

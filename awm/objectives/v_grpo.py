@@ -17,15 +17,15 @@ but the KL terms.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from awm.flow.path import at_least_float32
 from awm.interfaces import Policy
 from awm.objectives.awm import OLD_POLICIES
 from awm.objectives.forward_process import ForwardProcess
+from awm.objectives.group_terms import require_group_noise
 from awm.objectives.nft import self_normalised_error
-from awm.objectives.terms import check_name, clipped_ratio_loss, velocity_mse
+from awm.objectives.terms import check_name, clipped_ratio_loss, require_positive, velocity_mse
 from awm.types import Experience, LossOutput, Needs
 
 
@@ -92,7 +92,7 @@ class VGRPO:
         ValueError: images of a prompt do not share their noise, or an option is out of range.
     """
 
-    needs = Needs()
+    needs = Needs(rollout_weights=True)
 
     def __init__(
         self,
@@ -105,15 +105,10 @@ class VGRPO:
         off_policy: bool = False,
     ) -> None:
         check_name("old_policy", old_policy, OLD_POLICIES)
-        if not forward.group_noise:
-            raise ValueError(
-                "V-GRPO compares the images of a prompt at the same times and noise, but train.group_noise is False; "
-                "set train.group_noise=True."
-            )
-        if not clip_range > 0:
-            raise ValueError(f"clip_range={clip_range:g} is not more than 0; published values are 0.006 to 0.03.")
-        if vgrpo_soft_clip is not None and not vgrpo_soft_clip > 0:
-            raise ValueError(f"vgrpo_soft_clip={vgrpo_soft_clip:g} is not more than 0; use 3 to 5, or None for off.")
+        require_group_noise(forward, "v_grpo")
+        require_positive("clip_range", clip_range)
+        if vgrpo_soft_clip is not None:
+            require_positive("vgrpo_soft_clip", vgrpo_soft_clip)
         if not vgrpo_kl >= 0:
             raise ValueError(f"vgrpo_kl={vgrpo_kl:g} is negative and would reward moving away; use 0 for off, or 0.3.")
         self.forward, self.clip_range, self.soft_clip, self.kl = forward, clip_range, vgrpo_soft_clip, vgrpo_kl
@@ -137,6 +132,4 @@ class VGRPO:
             soft_clip=self.soft_clip,
             kl=self.kl,
         )
-        with torch.no_grad():
-            metrics["velocity_mse"] = velocity_mse(v.current, noised.target).mean(0)
         return self.forward.output(loss, metrics, noised, v)

@@ -107,9 +107,3 @@ def group_weights(weight: Tensor, valid: Tensor) -> GroupWeights:
     share = known.sum().square() / (len(known) * known.square().sum()) if known.any() else known.sum()
     metrics = {"weight/mean": known.mean().item(), "weight/max": known.max().item(), "weight/ess": share.item()}
     return GroupWeights(weight.float(), metrics)
-
-
-def check_positive(name: str, value: float) -> None:
-    """Raise ValueError unless ``value`` is a finite number above 0."""
-    if not 0 < value < math.inf:
-        raise ValueError(f"{name}={value:g} is not valid; it must be a finite number above 0.")

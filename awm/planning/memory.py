@@ -76,9 +76,8 @@ def _rows_of_a_forward(plan: Plan) -> int:
 
 
 def _sample_bytes(config: ConfigDict, plan: Plan, parts: Weightless) -> int:
-    """x_0, and the states the sampler visited and their velocities if the objective needs them."""
     latent = torch.Size(parts.latent_shape(config.resolution)).numel() * FLOAT32
-    return latent * (2 * config.sample.num_steps + 2 if plan.needs_trajectory else 1)
+    return latent * plan.latents_kept
 
 
 def _prompt_bytes(parts: Weightless) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from awm.building.objects import build_objective, build_rollout_sampler, build_sampler
+from awm.building.objects import build_objective, build_rollout_sampler, build_sampler, without_effect
 from awm.building.trainer import check_groups, keeps_rollout_weights, load_train_prompts
 from awm.data.prompts import load_prompts
 from awm.held_out.items import evaluation_items
@@ -28,7 +28,7 @@ class Plan:
         training: rows per image and epoch.
         evaluating: rows per evaluated image.
         held_out: images of one evaluation of one weight set; 0 without evaluations.
-        needs_trajectory: whether the states of the rollout are kept.
+        latents_kept: of each image: x_0, and the rollout's states and velocities if the objective needs them.
         keeps_rollout_weights: whether the weights that sampled are kept for later updates.
         needs_reward_gradient: whether every image is decoded once more, with a backward pass.
         train_prompts: lines of the prompt file.
@@ -39,7 +39,7 @@ class Plan:
     training: Rows
     evaluating: Rows
     held_out: int
-    needs_trajectory: bool
+    latents_kept: int
     keeps_rollout_weights: bool
     needs_reward_gradient: bool
     train_prompts: int
@@ -61,6 +61,7 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
         held_out = len(evaluation_items(test, options.num_images_per_prompt, options.max_prompts))
     objective = build_objective(config)
     check_groups(config, objective, sizes)
+    needs = objective.needs
     sampler = build_rollout_sampler(config)
     evaluator = build_sampler(config, config.sample.eval_sampler, config.sample.eval_num_steps)
     scale = config.sample.guidance_scale
@@ -70,9 +71,9 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
         training=training_rows(objective, sampler, sizes),
         evaluating=sampling_rows(evaluator, scale),
         held_out=held_out,
-        needs_trajectory=objective.needs.trajectory,
+        latents_kept=1 + needs.trajectory * (config.sample.num_steps + 1) + needs.velocities * config.sample.num_steps,
         keeps_rollout_weights=keeps_rollout_weights(config, objective),
-        needs_reward_gradient=objective.needs.reward_gradient,
+        needs_reward_gradient=needs.reward_gradient,
         train_prompts=len(prompts),
     )
 
@@ -104,6 +105,7 @@ def geometry_lines(config: ConfigDict, plan: Plan) -> list[str]:
         ("sampling", sampling),
         ("training", _training(config, plan)),
         ("evaluation", _evaluation(config, plan)),
+        *(("without effect", ", ".join(idle)) for idle in (without_effect(config),) if idle),
     ]
     return aligned(rows)
 

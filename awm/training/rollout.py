@@ -59,6 +59,7 @@ class Rollout:
         guidance_scale: classifier-free guidance during sampling.
         weights: weight set that samples.
         keep_states: also return the states the sampler visited.
+        keep_velocities: and the velocities there.
         stop: once set, scores that are not there yet are given up.
         workers: scoring requests in flight.
     """
@@ -75,12 +76,14 @@ class Rollout:
         guidance_scale: float = 1.0,
         weights: WeightSet = "current",
         keep_states: bool = False,
+        keep_velocities: bool = False,
         stop: threading.Event | None = None,
         workers: int = 4,
     ) -> None:
         self.policy, self.sampler, self.reward, self.distributed = policy, sampler, reward, distributed
         self.batch_size, self.guidance_scale, self.weights = batch_size, guidance_scale, weights
-        self.keep_states, self.stop, self.workers = keep_states, stop or threading.Event(), workers
+        self.keep_states, self.keep_velocities = keep_states, keep_velocities
+        self.stop, self.workers = stop or threading.Event(), workers
         self.latent_shape = policy.model.latent_shape(resolution)
 
     def __call__(
@@ -169,7 +172,8 @@ class Rollout:
 
         with self.policy.using(self.weights):
             x_1 = noise.randn(self.latent_shape)
-            return sampler(velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states)
+            trajectory = sampler(velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states)
+        return trajectory if self.keep_velocities else replace(trajectory, velocities=None)
 
     @torch.no_grad()
     def _decode(self, trajectory: Trajectory) -> Tensor:

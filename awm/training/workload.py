@@ -36,25 +36,40 @@ def sampling_rows(sampler: Sampler, guidance_scale: float) -> Rows:
 
 
 def training_rows(objective: Objective, sampler: Sampler, sizes: Geometry) -> Rows:
-    """What one image takes in an epoch: all passes, of which only the first update is on policy."""
-    kinds = []
-    for on_policy in (True, False):
-        toy = _Toy()
-        policy, batch = cast(Policy, _ToyPolicy(toy)), _one_sample(sampler)
-        if isinstance(objective, PreparesEpoch):
-            batch, _ = objective.prepare(policy, batch, seed=0, epoch=0, gather=lambda values: values)
-        prepared, toy.plain = toy.plain, 0  # once an epoch, not in every pass
-        key: dict[str, Any] = {"seed": 0, "epoch": 0, "inner_epoch": 0, "on_policy": on_policy}
-        if isinstance(objective, PreparesStep):
-            terms = objective.prepare_step(policy, [batch], **key, gather=lambda values: values)
-            batch = replace(batch, group_terms=terms[0])
-        with torch.enable_grad():
-            objective(policy, batch, **key)
-        kinds.append(toy)
+    """What one image takes in an epoch: all passes, of which only the first update is on policy.
+
+    Counted on a whole group of images, of which an objective may train on some only, cut into micro-batches.
+    """
+    kinds = [_rows_of_a_pass(objective, sampler, sizes, on_policy=on_policy) for on_policy in (True, False)]
     first = 1 / sizes.updates_per_pass
     rest = sizes.num_passes - first
     plain, trained = (first * getattr(kinds[0], n) + rest * getattr(kinds[1], n) for n in ("plain", "trained"))
-    return Rows(prepared + plain, trained)
+    return Rows(_rows_of_preparing(objective, sampler, sizes) + plain, trained)
+
+
+def _rows_of_a_pass(objective: Objective, sampler: Sampler, sizes: Geometry, *, on_policy: bool) -> Rows:
+    toy = _Toy()
+    policy, group = cast(Policy, _ToyPolicy(toy)), _group(sampler, sizes.images_per_prompt)
+    if isinstance(objective, PreparesEpoch):
+        group, _ = objective.prepare(policy, group, seed=0, epoch=0, gather=lambda values: values)
+        toy.plain = 0  # once an epoch, not in every pass
+    key: dict[str, Any] = {"seed": 0, "epoch": 0, "inner_epoch": 0, "on_policy": on_policy}
+    batches = [group.take(part) for part in torch.split(torch.arange(len(group)), sizes.micro_batch_size)]
+    if isinstance(objective, PreparesStep):
+        terms = objective.prepare_step(policy, batches, **key, gather=lambda values: values)
+        batches = [replace(batch, group_terms=term) for batch, term in zip(batches, terms, strict=True)]
+    with torch.enable_grad():
+        for batch in batches:
+            objective(policy, batch, **key)
+    return Rows(toy.plain / len(group), toy.trained / len(group))
+
+
+def _rows_of_preparing(objective: Objective, sampler: Sampler, sizes: Geometry) -> float:
+    toy = _Toy()
+    group = _group(sampler, sizes.images_per_prompt)
+    if isinstance(objective, PreparesEpoch):
+        objective.prepare(cast(Policy, _ToyPolicy(toy)), group, seed=0, epoch=0, gather=lambda values: values)
+    return toy.plain / len(group)
 
 
 def groups_of(rank: int, sizes: Geometry) -> range:
@@ -109,32 +124,34 @@ class _ToyPolicy:
         yield
 
 
-def _sample(sampler: Sampler, toy: _Toy, guidance_scale: float, *, keep_states: bool) -> Trajectory:
+def _sample(sampler: Sampler, toy: _Toy, guidance_scale: float, *, keep_states: bool, images: int = 1) -> Trajectory:
     if isinstance(sampler, VariesByEpoch):
         sampler = sampler.for_epoch(0, 0)
     generator, condition = torch.Generator().manual_seed(0), toy.encode([""])
     with torch.no_grad():
         return sampler(
             lambda x_t, t: toy.velocity(x_t, t, condition, guidance_scale),
-            torch.randn(1, 1, 1, 1, generator=generator),
-            lambda: torch.randn(1, 1, 1, 1, generator=generator),
+            torch.randn(images, 1, 1, 1, generator=generator),
+            lambda: torch.randn(images, 1, 1, 1, generator=generator),
             keep_states=keep_states,
         )
 
 
-def _one_sample(sampler: Sampler) -> Experience:
-    trajectory = _sample(sampler, _Toy(), 1.0, keep_states=True)
-    zero = torch.zeros(1, dtype=torch.int64)
+def _group(sampler: Sampler, images: int) -> Experience:
+    """The images of one prompt, no two of which are worth the same."""
+    trajectory = _sample(sampler, _Toy(), 1.0, keep_states=True, images=images)
+    zero, weight = torch.zeros(images, dtype=torch.int64), torch.ones(images)
+    index = torch.arange(images)
     return Experience(
         x_0=trajectory.x_0,
         condition=_Toy().encode([""]),
         prompt_index=zero,
-        sample_index=zero,
+        sample_index=index,
         group=zero,
-        advantage=torch.ones(1),
-        valid=torch.ones(1, dtype=torch.bool),
+        advantage=torch.linspace(-1, 1, images),
+        valid=torch.ones(images, dtype=torch.bool),
         trajectory=trajectory,
-        weight=torch.ones(1),
+        weight=weight,
         weight_gradient=torch.zeros_like(trajectory.x_0),
-        mates=GroupMates(x_0=trajectory.x_0, group=zero, sample_index=zero, weight=torch.ones(1)),
+        mates=GroupMates(x_0=trajectory.x_0, group=zero, sample_index=index, weight=weight),
     )

@@ -95,7 +95,7 @@ def _check_simpo(config: ConfigDict) -> None:
 def _check_likelihood(config: ConfigDict) -> None:
     """The rollout has stochastic steps, whose likelihood under the trained velocity is the one they were drawn with."""
     algorithm, sampler, sample = config.train.algorithm, rollout_sampler(config), config.sample
-    wanted = {"cps": ("cps",)}.get(algorithm, STEPWISE)
+    wanted = SAMPLERS_OF.get(algorithm, STEPWISE)
     if sampler not in wanted:
         raise ValueError(
             f"train.algorithm={algorithm!r} needs the likelihood of the rollout's steps, which the sampler {sampler!r} "
@@ -117,6 +117,11 @@ def _check_likelihood(config: ConfigDict) -> None:
             f"none; set it to 1, or sample.window."
         )
     trained = int(sample.num_steps * config.train.timestep_fraction)
+    if trained == 0:
+        raise ValueError(
+            f"train.timestep_fraction={config.train.timestep_fraction:g} of sample.num_steps={sample.num_steps} leaves "
+            f"no step to train; set it to {1 / sample.num_steps:.2g} or more (published: 0.99)."
+        )
     end = (tuple(sample.window_range) or (0, sample.num_steps - 1))[1]
     if sample.window and end > trained:
         raise ValueError(
@@ -140,16 +145,33 @@ def _check_anchor_samples(config: ConfigDict) -> None:
         )
 
 
+def _check_all_images_alike(config: ConfigDict) -> None:
+    if config.per_prompt_stat_tracking:
+        raise ValueError(
+            f"train.algorithm={config.train.algorithm!r} compares an image with all of the epoch; set "
+            f"per_prompt_stat_tracking=False, or use 'flow_grpo', which compares those of a prompt."
+        )
+
+
+SAMPLERS_OF = {
+    "flow_grpo": ("flow_sde", "dance_sde"),
+    "cps": ("cps",),
+    "ddpo": ("ddpm", "flow_sde", "dance_sde"),
+    "grpo_guard": ("flow_sde", "dance_sde", "ddpm"),
+}
+"""Those that an algorithm's name stands for; any with a likelihood for the others."""
 WINDOWED = {"flow_grpo_fast": "random", "mix_grpo": "sliding"}
 """Algorithms that need ``sample.window``, and the value they were published with."""
 CHECKS: dict[str, tuple[Callable[[ConfigDict], None], ...]] = {
     "simpo": (_check_groups, _check_global_units, _check_minimum, _check_simpo),
     "rfm": (_check_groups, _check_global_units, _check_minimum, _check_rfm),
-    **dict.fromkeys(("flow_grpo", "flow_grpo_fast", "mix_grpo", "cps", "grpo_guard", "ddpo"), (_check_likelihood,)),
+    **dict.fromkeys(("flow_grpo", "flow_grpo_fast", "mix_grpo", "cps", "grpo_guard"), (_check_likelihood,)),
+    "ddpo": (_check_likelihood, _check_all_images_alike),
+    "dpmd": (_check_global_units,),
     **dict.fromkeys(("nft", "flow_awr"), (_check_groups, _check_anchor_samples)),
     **dict.fromkeys(("v_grpo", "dpo", "dgpo", "crd", "rwr", "awr", "qvpo"), (_check_groups,)),
 }
-"""What an algorithm asks of the rest of the configuration; most ask for nothing."""
+"""What an algorithm asks of the rest of the configuration."""
 
 
 def check_algorithm(config: ConfigDict) -> None:

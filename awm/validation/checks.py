@@ -10,7 +10,7 @@ from awm.registry import nearest
 from awm.training.geometry import Geometry, resolve_geometry
 from awm.validation.algorithms import check_algorithm
 from awm.validation.rules import RULES
-from awm.validation.tables import OBJECTIVES, SAMPLERS, STEPWISE, TRACKERS, rollout_sampler
+from awm.validation.tables import BOUNDED, OBJECTIVES, SAMPLERS, STEPWISE, TRACKERS, rollout_sampler
 
 
 def validate(config: ConfigDict) -> None:
@@ -33,9 +33,10 @@ def validate(config: ConfigDict) -> None:
         if name not in TRACKERS:
             raise ValueError(f"unknown tracker {name!r}; known: {', '.join(TRACKERS)}.{nearest(name, list(TRACKERS))}")
     _check_rewards(config)
+    _check_window(config)
+    _check_noise(config)
     check_algorithm(config)
     _check_combinations(config)
-    _check_window(config)
 
 
 def geometry(config: ConfigDict, world_size: int) -> Geometry:
@@ -97,11 +98,30 @@ def _check_window(config: ConfigDict) -> None:
             f"use; set sample.sampler to one of {', '.join(map(repr, STEPWISE))}, or sample.window to ''."
         )
     # Noise in the last step would stay in the image; a walk that ends there knows no such step.
-    end_of_all = sample.num_steps - (sampler in ("cps", "ddpm"))
+    end_of_all = sample.num_steps - (sampler in BOUNDED)
     first, end = tuple(sample.window_range) or (0, sample.num_steps - 1)
     if not 0 <= first < end <= end_of_all or end - first < sample.window_size:
         raise ValueError(
             f"a window of sample.window_size={sample.window_size} steps does not fit into steps {first} to {end} of "
             f"sample.num_steps={sample.num_steps}; make it smaller, or sample.window_range wider (at most "
             f"(0, {end_of_all}))."
+        )
+
+
+def _check_noise(config: ConfigDict) -> None:
+    sample, sampler = config.sample, rollout_sampler(config)
+    for name in (sampler, sample.eval_sampler):
+        if name in BOUNDED and sample.noise_level > 1:
+            raise ValueError(
+                f"sample.noise_level={sample.noise_level:g} is the eta of the sampler {name!r}, which lies in [0, 1]; "
+                f"lower it, or take another sampler."
+            )
+    stochastic = sample.noise_level > 0 and sampler != "ddim"
+    if sampler in STEPWISE and not sample.window:
+        stochastic = stochastic and sample.sde_frac > 0
+    if sample.shared_start and not stochastic:
+        raise ValueError(
+            "sample.shared_start=True starts a prompt's images from the same noise, and the rollout adds none, so that "
+            "they would all be the same image; set it to False, or use a stochastic sampler with sample.noise_level "
+            "above 0."
         )

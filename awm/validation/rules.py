@@ -57,6 +57,10 @@ RULES: dict[str, Rule] = {
     "sample.noise_level": at_least(0),
     "sample.sde_frac": within(0, 1),
     "sample.window": one_of("", "random", "sliding", "decay", "exp_decay"),
+    "sample.window_range": (
+        lambda v: len(v) in (0, 2) and all(isinstance(i, int) for i in v),
+        "empty, or the first step and the one after the last, such as (0, 5)",
+    ),
     "sample.window_size": at_least(1),
     "sample.window_interval": at_least(1),
     "sample.window_stride": at_least(1),

@@ -19,6 +19,8 @@ SAMPLERS = Registry(
 )
 STEPWISE = ("flow_sde", "dance_sde", "cps", "ddpm")
 """Samplers whose steps are Gaussian transitions with a likelihood."""
+BOUNDED = ("cps", "ddpm")
+"""Those of them whose noise level is a share, at most 1."""
 OBJECTIVES = Registry(
     "train.algorithm",
     {

@@ -161,7 +161,7 @@ def test_simpo_s_values_are_checked_before_anything_loads(overrides: list[str], 
 @pytest.mark.parametrize("algorithm", ["simpo", "rfm"])
 def test_weights_need_groups_of_several_images(algorithm: str):
     given = f"--config.train.algorithm={algorithm}"
-    with pytest.raises(ValueError, match=r"num_image_per_prompt=1 makes every weight one; sample at least 2"):
+    with pytest.raises(ValueError, match=r"num_image_per_prompt=1 leaves nothing to compare; sample at least 2"):
         validate(run(given, "--config.sample.num_image_per_prompt=1"))
     with pytest.raises(ValueError, match=r"no use for per_prompt_stat_tracking=False; set it to True"):
         validate(run(given, "--config.per_prompt_stat_tracking=False"))

@@ -195,9 +195,9 @@ def test_the_reference_may_have_guidance_of_its_own() -> None:
 def test_mistakes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"'dgpo' compares the images .* set train\.group_noise=True"):
         DGPO(forward=forward(group_noise=False))
-    with pytest.raises(ValueError, match=r"train\.dgpo_beta is -1"):
+    with pytest.raises(ValueError, match=r"train\.dgpo_beta=-1 is not valid"):
         DGPO(forward=forward(), dgpo_beta=-1)
-    with pytest.raises(ValueError, match=r"train\.dgpo_clip is 0\.0"):
+    with pytest.raises(ValueError, match=r"train\.dgpo_clip=0 is not valid"):
         DGPO(forward=forward(), dgpo_clip=0.0)
     with pytest.raises(ValueError, match="samples of 'dgpo' have no group terms"):
         DGPO(forward=forward())(make_policy(), make_groups(), **KEY)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from awm.objectives.group_terms import StepGroups, require_positive
+from awm.objectives.group_terms import StepGroups
+from awm.objectives.terms import require_positive
 from awm.types import Experience
 from tests.objectives.coupled import DOUBLE, make_groups
 
@@ -59,5 +60,5 @@ def test_what_comes_back_is_in_the_order_and_precision_of_each_micro_batch() -> 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, math.inf, math.nan])
 def test_strengths_are_positive(bad: float) -> None:
-    with pytest.raises(ValueError, match=r"train\.dpo_beta is .*above 0 and finite"):
+    with pytest.raises(ValueError, match=r"train\.dpo_beta=.* finite number above 0"):
         require_positive("dpo_beta", bad)

@@ -268,10 +268,10 @@ class TestTheObjective:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"nft_beta": 0.0}, "nft_beta=0 is not more than 0"),
-        ({"nft_beta": -1.0}, "nft_beta=-1 is not more than 0"),
-        ({"advantage_max": 0.0}, "advantage_max=0 is not more than 0"),
-        ({"nft_beta": float("nan")}, "nft_beta=nan is not more than 0"),
+        ({"nft_beta": 0.0}, "nft_beta=0 is not valid"),
+        ({"nft_beta": -1.0}, "nft_beta=-1 is not valid"),
+        ({"advantage_max": 0.0}, "advantage_max=0 is not valid"),
+        ({"nft_beta": float("nan")}, "nft_beta=nan is not valid"),
     ],
 )
 def test_bad_options_fail_at_construction(options: dict[str, Any], message: str) -> None:

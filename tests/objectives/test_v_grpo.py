@@ -239,8 +239,8 @@ class TestTheObjective:
     ("options", "message"),
     [
         ({"group_noise": False}, "set train.group_noise=True"),
-        ({"clip_range": 0.0}, "clip_range=0 is not more than 0"),
-        ({"vgrpo_soft_clip": 0.0}, "vgrpo_soft_clip=0 is not more than 0"),
+        ({"clip_range": 0.0}, "clip_range=0 is not valid"),
+        ({"vgrpo_soft_clip": 0.0}, "vgrpo_soft_clip=0 is not valid"),
         ({"vgrpo_kl": -0.1}, "vgrpo_kl=-0.1 is negative"),
         ({"old_policy": "anchor"}, "known: rollout, current"),
     ],

@@ -7,11 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from ml_collections import ConfigDict
 
+from awm.building import without_effect
 from config.rivals import PUBLISHED
-from tests.training.rank_scenarios import train_all
+from tests.training.rank_scenarios import train, train_all
 from tests.training.ranks import run_ranks
 from tests.training.test_engines import same_run, write  # noqa: F401  # the fixture
+from tests.training.test_trainer import build, run
+
+Make = Callable[..., ConfigDict]
 
 SCALE = {"train__adv_clip_max": 5.0, "train__advantage_max": 5.0, "train__ema_beta": 0.0, "num_epochs": 1}
 STOCHASTIC = {"sample__sampler": "flow_sde", "sample__sde_frac": 1.0, "sample__noise_level": 0.7}
@@ -33,7 +39,10 @@ OWN: dict[str, dict[str, Any]] = {
     "awr": {},
     "dpmd": {},
     "qvpo": {},
-    "simpo": {"train__weighting": "Uniform", "train__simpo_weighting": "linear", "train__simpo_floor": -0.5},
+    "simpo": {
+        **{"train__weighting": "Uniform", "train__simpo_weighting": "linear", "train__simpo_floor": -0.5},
+        "train__simpo_target_kl": 0.5,
+    },
 }
 # The second update of an epoch is off policy; where groups must stay whole, and one crosses the ranks' border, there
 # is a second pass instead.
@@ -42,7 +51,8 @@ WHOLE = ("dpo", "dgpo", "crd")
 
 
 def settings(name: str) -> dict[str, Any]:
-    return {"train__algorithm": name, "eval_freq": 0} | SCALE | OWN[name] | (TWICE if name in WHOLE else {})
+    small = {"sample__num_image_per_prompt": 4, "sample__num_steps": 4}
+    return {"train__algorithm": name, "eval_freq": 0} | small | SCALE | OWN[name] | (TWICE if name in WHOLE else {})
 
 
 def test_all_of_them_are_here() -> None:
@@ -71,3 +81,55 @@ def test_two_ranks_with_a_group_across_their_border_are_one(
         if name == "simpo":
             assert last["weight/min"] < 0
         assert all(math.isfinite(value) for value in last.values() if isinstance(value, float)), name
+
+
+@pytest.mark.parametrize("name", ["dpo", "crd"])
+def test_coupled_losses_are_the_same_run_where_parameters_are_sharded(
+    name: str,
+    write: Callable[..., str],  # noqa: F811
+) -> None:
+    """Ranks that share parameters must run equally many forwards, also one that holds no pair."""
+    alone = run_ranks(1, train, "ddp", write("alone", **settings(name)))
+    same_run(run_ranks(2, train, "fsdp2", write("sharded", **settings(name))), alone)
+
+
+@pytest.mark.parametrize("name", ["flow_grpo_fast", "nft", "crd"])
+def test_resuming_continues_as_if_never_stopped(name: str, make_config: Make) -> None:
+    """Windows, anchors and group terms of the second epoch do not depend on who computed the first."""
+    changes = settings(name) | {"num_epochs": 2}
+    expected = run(make_config(run_name="whole", **changes)).policy.state_dict()
+    part = make_config(run_name="part", **(changes | {"num_epochs": 1}))
+    run(part)
+    part.num_epochs, part.resume_from = 2, "auto"
+    actual = run(part).policy.state_dict()
+    for weights in expected:
+        for parameter, tensor in expected[weights].items():
+            assert torch.equal(tensor, actual[weights][parameter]), f"{weights} {parameter}"
+
+
+def test_a_window_moves_with_the_epoch_and_a_shared_start_parts_where_it_begins(make_config: Make) -> None:
+    trainer = build(make_config(**settings("flow_grpo_fast")))
+    starts = []
+    for trainer.epoch in range(8):
+        rollout = trainer.rollout(
+            trainer.epoch_prompts(), trainer.rollout_noise, lambda done: None, keep=(), sampler=trainer.epoch_sampler()
+        )
+        steps, states = rollout.trajectory.steps, rollout.trajectory.states
+        assert steps is not None and states is not None and rollout.trajectory.velocities is None
+        noisy = [number for number, step in enumerate(steps) if step.std > 0]
+        assert noisy == [noisy[0], noisy[0] + 1]
+        starts.append(noisy[0])
+        first, second, other = states[:, 0], states[:, 1], states[:, 4]  # four images a prompt
+        until = noisy[0] + 1
+        torch.testing.assert_close(first[:until], second[:until], rtol=0, atol=1e-6)
+        assert (first[until] - second[until]).abs().max() > 0.01
+        assert (first[0] - other[0]).abs().max() > 0.1
+    assert len(set(starts)) > 1
+
+
+def test_settings_without_effect_are_named(make_config: Make) -> None:
+    assert without_effect(make_config(train__weighting="t", train__train_timesteps=6)) == []
+    fast = make_config(**(settings("flow_grpo_fast") | {"train__ema_beta": 1.0, "train__train_timesteps": 3}))
+    assert without_effect(fast) == ["train.ema_beta", "train.train_timesteps"]
+    weighted = make_config(**settings("rwr"), train__weighting="t", train__nft_beta=0.1)
+    assert without_effect(weighted) == ["train.nft_beta", "train.weighting"]
