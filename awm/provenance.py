@@ -22,10 +22,10 @@ def provenance(command: str, packages: Sequence[str]) -> dict[str, Any]:
         packages: distribution names.
 
     Returns:
-        command, commit (None outside a git checkout), clean (whether tracked files equal the commit),
-        machine and versions; all of it goes into JSON.
+        command, commit (None outside a git checkout), clean (whether tracked files equal the commit, but for results
+        of other runs), machine and versions; all of it goes into JSON.
     """
-    changes = _git("status", "--porcelain", "--untracked-files=no")
+    changes = _git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!benchmarks/results")
     return {
         "command": command,
         "commit": _git("rev-parse", "HEAD"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -21,3 +22,17 @@ def test_outside_a_checkout_there_is_no_commit(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     found = provenance.provenance("awm-lab x", [])
     assert found["commit"] is None and found["clean"] is None
+
+
+def test_results_of_other_runs_do_not_make_a_tree_unclean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    for name in ("code.py", "benchmarks/results/other.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    identity = ["-c", "user.name=nobody", "-c", "user.email=nobody@example.org"]
+    for command in (["init", "-q"], ["add", "-A"], [*identity, "commit", "-qm", "all"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    (tmp_path / "benchmarks/results/other.json").write_text("after")
+    assert provenance.provenance("awm-lab x", [])["clean"] is True
+    (tmp_path / "code.py").write_text("after")
+    assert provenance.provenance("awm-lab x", [])["clean"] is False

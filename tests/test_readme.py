@@ -45,5 +45,5 @@ def test_files_and_scripts_exist():
 
 def test_console_scripts_are_installed_by_setup():
     setup = (ROOT / "setup.py").read_text()
-    for command in set(re.findall(r"\bawm-(?:train|eval|sample|lab|reward-server)\b", README)):
+    for command in set(re.findall(r"\bawm-(?:train|eval|sample|lab|bench|reward-server)\b", README)):
         assert f'"{command} = ' in setup
