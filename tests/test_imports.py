@@ -26,6 +26,14 @@ RULES: dict[str, set[str]] = {
     "awm/lab": {
         *("awm.types", "awm.interfaces", "awm.registry", "awm.flow", "awm.samplers", "awm.objectives", "awm.lab"),
         *("awm.weightings", "awm.temperature", "awm.reverse_matching", "awm.provenance", "awm.report.style"),
+        "awm.subcommands",
+    },
+    "awm/subcommands.py": {"awm.registry"},
+    "awm/bench": {
+        *("awm.bench", "awm.registry", "awm.subcommands", "awm.command_line", "awm.configuration", "awm.train"),
+        *("awm.building.objects", "awm.planning.compute", "awm.planning.plan", "awm.data.prompts"),
+        *("awm.models.flops", "awm.models.lora", "awm.models.weightless", "awm.training.metrics"),
+        *("awm.held_out.records", "awm.provenance", "awm.quiet", "awm.report", "reward_server.process"),
     },
     "awm/models": {"awm.types", "awm.interfaces", "awm.models"},
     "awm/rewards": {"awm.types", "awm.interfaces", "awm.registry", "awm.rewards", "awm.images", "reward_server"},

@@ -3,12 +3,13 @@
 Every arm first tries a small declared grid of settings, each once, with a seed that is not reported, and scored by
 its training reward. Its best setting then runs with two sets of seeds. Held-out prompts are scored on the way.
 
-  awm-bench algorithms                                                  everything; a day on two cores
-  awm-bench algorithms --out logs/few --arms awm rfm --images 1024      less
-  awm-bench algorithms --out benchmarks/results/algorithms --page-only  only write the page again
+  awm-bench algorithms                                                                everything; hours on two cores
+  awm-bench algorithms --out logs/few --arms awm rfm --images 1024 --evaluations 4    less
+  awm-bench algorithms --out benchmarks/results/algorithms --stage page               only write the page again
 
 Run it in the repository. Ctrl-C at any time: the same command goes on where it stopped, also on another machine that
-has the folder. Failed runs are recorded, and tried again by the next call.
+has the folder. A run whose loss is not finite has diverged, which is its result. One that broke for another reason is
+tried again by the next call; its arm waits for it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,11 @@ from typing import Any, NoReturn
 from awm.bench.arms import ARMS, BASE, RECIPES, Arm, chosen_arms
 from awm.bench.board import Board
 from awm.bench.comparison import Comparison, compare
-from awm.bench.jobs import SCORE, SECOND, Job, Record, jobs_to_run, num_jobs_left
+from awm.bench.identity import digest
+from awm.bench.jobs import SCORE, SECOND, Record, all_jobs, jobs_to_run, num_jobs_left
 from awm.bench.options import parse_options
 from awm.bench.page import page, verdict
-from awm.bench.records import Records, check_same_arms, rounded
+from awm.bench.records import Records, rounded
 from awm.bench.schedule import run_all
 from awm.bench.settings import NAME, Settings, keep_settings, open_settings
 from awm.bench.stability import Stability, stability
@@ -50,10 +52,10 @@ def main(argv: Sequence[str], program: str) -> int:
     """Run what is missing, then write algorithms.json and algorithms.html.
 
     Returns:
-        0, or 1 if a run of this call has failed.
+        0, or 1 if a run of this call broke.
 
     Raises:
-        ValueError: the command line, the folder or an arm's configuration is not valid; nothing was started.
+        ValueError: the command line, the folder or an arm's configuration is not valid; no run was started.
         KeyboardInterrupt: after Ctrl-C or SIGTERM; everything is saved.
     """
     options = parse_options(argv, program, __doc__)
@@ -63,84 +65,71 @@ def main(argv: Sequence[str], program: str) -> int:
     if not options.stages and not (options.out / NAME).exists():
         raise ValueError(f"{options.out} holds no comparison; run one first, or give the --out of one.")
     settings = open_settings(options.out, options.given, _precision)
-    records = Records(options.out)
-    failures: list[Record] = []
     command = shlex.join([*program.split(), *argv])
-    if options.stages:
-        try:
-            failures = run(arms, settings, records, options, command)
-        except KeyboardInterrupt:
-            write_page(settings, records, command)
-            raise
-    else:
-        keep_settings(options.out, settings)
-    print(write_page(settings, records, command))
-    if failures:
-        first = f"{failures[0]['name']}: {failures[0]['message']}"
-        print(f"{count(len(failures), 'run')} failed, the first {first}", file=sys.stderr)
-    return 1 if failures else 0
+    broken = run(arms, settings, options, command) if options.stages else []
+    print(write_page(settings, options.out, command))
+    if broken:
+        first = f"{broken[0]['name']}: {broken[0]['message']}"
+        print(f"{count(len(broken), 'run')} broke, the first {first}", file=sys.stderr)
+    return 1 if broken else 0
 
 
-def run(
-    arms: dict[str, Arm],
-    settings: Settings,
-    records: Records,
-    options: argparse.Namespace,
-    command: str,
-) -> list[Record]:
-    """All missing runs of these arms and stages; returns the records of those that failed."""
+def run(arms: dict[str, Arm], settings: Settings, options: argparse.Namespace, command: str) -> list[Record]:
+    """All missing runs of these arms and stages; returns the records of those that broke."""
     quiet_libraries()
     # Imported late: --help and mistakes in the command line are answered before torch is loaded.
     from awm.bench.server import RewardServer
     from awm.bench.trainers import Trainers
     from awm.bench.work import arm_work
 
-    # What failed in an earlier call is tried again, but only by a call that is about runs of its kind.
-    known = {
-        name: record
-        for name, record in records.read().items()
-        if record["status"] == "finished" or record["stage"] not in options.stages
-    }
     work = arm_work(arms, settings)
-    check_same_arms(known, {key: each.changes for key, each in work.items()}, options.out)
-    keep_settings(options.out, settings)
+    with _alone(options.out), _terminated_as_interrupted():
+        if open_settings(options.out, options.given, _precision) != settings:
+            raise ValueError(f"another call has begun {options.out} meanwhile; give this command again.")
+        # What broke in an earlier call is tried again, but only by a call that is about runs of its kind.
+        known = {
+            name: record
+            for name, record in read(settings, options.out).items()
+            if record["status"] != "broken" or record["stage"] not in options.stages
+        }
+        keep_settings(options.out, settings)
 
-    def left() -> int:
-        return num_jobs_left(arms, settings, known, options.stages)
+        def left() -> int:
+            return num_jobs_left(arms, settings, known, options.stages)
 
-    if not left():
-        return []
-    logs = options.out / "logs"
-    with (
-        _alone(options.out),
-        _terminated_as_interrupted(),
-        RewardServer((SCORE.partition(".")[0], SECOND), logs) as server,
-    ):
-        origin = provenance(command, PACKAGES)
-        origin.pop("command")
-        trainers = Trainers(settings, records, work, lambda: server.url, logs, options.keep, origin)
-        board = Board(left())
-
-        def waiting() -> list[Job]:
-            return jobs_to_run(arms, settings, known, options.stages)
-
-        ended = run_all(
-            waiting,
-            trainers.start,
-            board,
-            known,
-            parallel=options.jobs or _num_cores(),
-            left=left,
-            watch=server.ensure,
-        )
-    return [record for record in ended if record["status"] == "failed"]
+        if not left():
+            return []
+        logs = options.out / "logs"
+        with RewardServer((SCORE.partition(".")[0], SECOND), logs) as server:
+            origin = provenance(command, PACKAGES)
+            origin.pop("command")
+            trainers = Trainers(settings, Records(options.out), work, lambda: server.url, logs, options.keep, origin)
+            try:
+                ended = run_all(
+                    lambda: jobs_to_run(arms, settings, known, options.stages),
+                    trainers.start,
+                    Board(left()),
+                    known,
+                    parallel=options.jobs or _num_cores(),
+                    left=left,
+                    watch=server.ensure,
+                )
+            except KeyboardInterrupt:
+                write_page(settings, options.out, command)
+                raise
+    return [record for record in ended if record["status"] == "broken"]
 
 
-def write_page(settings: Settings, records: Records, command: str) -> Path:
+def read(settings: Settings, folder: Path) -> dict[str, Record]:
+    """The results of all arms, each checked against its arm's configuration of today."""
+    return Records(folder).read(all_jobs(ARMS, settings), lambda job: digest(job, settings))
+
+
+def write_page(settings: Settings, folder: Path, command: str) -> Path:
     """Write both files from the records of all arms, and say who leads."""
-    known, folder = records.read(), records.folder.parent
+    known = read(settings, folder)
     comparison = compare(ARMS, settings, known)
-    ranking = stability(comparison.rows)
+    ranking = stability(comparison.rows, settings)
     write_atomically(folder / "algorithms.json", json.dumps(rounded(_summary(comparison, ranking, settings)), indent=1))
     html = folder / "algorithms.html"
     write_atomically(html, page(comparison, ranking, settings, known, folder, command))
@@ -150,7 +139,8 @@ def write_page(settings: Settings, records: Records, command: str) -> Path:
 
 def _summary(comparison: Comparison, ranking: Stability, settings: Settings) -> dict[str, Any]:
     values = asdict(comparison)
-    values["failed"] = [{"name": record["name"], "message": record["message"]} for record in comparison.failed]
+    names = ("name", "status", "message")
+    values["unfinished"] = [{name: record[name] for name in names} for record in comparison.unfinished]
     return {"score": SCORE, "settings": asdict(settings), "stability": asdict(ranking), **values}
 
 

@@ -40,8 +40,8 @@ class Board:
     def ended(self, job: Job, record: Record) -> None:
         """See ``awm.bench.schedule.Display``."""
         self._over += 1
-        if record["status"] == "failed":
-            self._say(f"FAILED   {job.name}: {record['message']}")
+        if record["status"] != "finished":
+            self._say(f"{record['status'].upper():<8} {job.name}: {record['message']}")
         elif job.stage == "tune":
             self._say(f"tuned    {job.name}: training reward {tuning_score(record):.3f}")
         else:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from awm.bench.measures import Estimate
-from awm.report.text import DASH, MINUS, number
+from awm.report.text import DASH, MINUS
 
 UNITS = ((1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 
@@ -36,11 +36,6 @@ def plus_minus(value: Estimate) -> str:
 def gain(value: float, error: float) -> str:
     """``+0.163 ± 0.021``."""
     return f"{value:+.3f}{_error(error)}".replace("-", MINUS) if math.isfinite(value) else DASH
-
-
-def of_all(value: Estimate, runs: int) -> str:
-    """The mean, or a dash where some of the runs have no value: without theirs it is not that of the arm."""
-    return number(value.mean) if value.n == runs else DASH
 
 
 def coloured(text: str, *, is_good: bool) -> str:

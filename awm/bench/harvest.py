@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,14 @@ from awm.held_out.records import read_records
 from awm.training.metrics import read_metrics
 
 PICTURES = 8  # prompts whose first image is kept
+QUALITY = 85  # of the JPEG file
 
 
 class UnfinishedError(Exception):
     """The run folder is not that of a run that has done all its epochs."""
 
 
-def harvest(run: Path, work: Work, epochs: int, *, evaluated: bool) -> dict[str, Any]:
+def harvest(run: Path, work: Work, epochs: int, *, evaluated: bool, diverged: bool = False) -> dict[str, Any]:
     """What is kept of the run in ``run``.
 
     Args:
@@ -29,40 +30,36 @@ def harvest(run: Path, work: Work, epochs: int, *, evaluated: bool) -> dict[str,
         work: images and operations of its epochs.
         epochs: that it should have.
         evaluated: whether it evaluated held-out prompts.
+        diverged: it ended before, and what it had reached by then is its result.
 
     Returns:
-        ``training_reward`` and ``seconds`` of each epoch (evaluations and saving not counted),
-        ``velocity_norm_ratio`` of each, ``curve`` (a row for each evaluation: epoch, images, seconds, flops, score,
-        second, diversity) and the ``first`` and ``last`` held-out score of every image; JSON as it is.
+        ``training_reward`` and ``velocity_norm_ratio`` of each epoch, ``curve`` (a row for each evaluation: epoch,
+        images, seconds of training alone, flops, score, second, diversity), the ``first`` and ``last`` held-out score
+        of every image and ``captions`` of the pictures; JSON as it is.
 
     Raises:
         UnfinishedError: epochs or evaluations are missing.
     """
     lines = {line["epoch"]: line for line in _metrics(run)}
-    missing = [epoch for epoch in range(1, epochs + 1) if "reward/mean" not in lines.get(epoch, {})]
-    if missing:
-        raise UnfinishedError(f"{len(missing)} of {epochs} epochs are missing")
-    training = [lines[epoch] for epoch in range(1, epochs + 1)]
-    seconds = [line["time/epoch_s"] for line in training]
-    record = {
+    done = next((epoch for epoch in range(epochs) if "reward/mean" not in lines.get(epoch + 1, {})), epochs)
+    if done < epochs and not diverged:
+        raise UnfinishedError(f"{epochs - done} of {epochs} epochs are missing")
+    training = [lines[epoch] for epoch in range(1, done + 1)]
+    record: dict[str, Any] = {
         "epochs": epochs,
         "images_per_epoch": work.images,
         "flops_per_epoch": work.operations,
-        "optimizer_steps": training[-1]["step"],
         "training_reward": [line["reward/mean"] for line in training],
-        "seconds": seconds,
         "velocity_norm_ratio": [line.get("velocity_norm_ratio") for line in training],
-        "peak_memory_mb": training[-1]["memory/peak_mb"],
     }
     if not evaluated:
         return record
-    spent = [0.0, *accumulate(seconds)]
-    folders = {int(folder.name.removeprefix("epoch_")): folder for folder in sorted((run / "eval").glob("epoch_*"))}
-    found = {epoch: folder for epoch, folder in folders.items() if f"eval/{SCORE}" in lines.get(epoch, {})}
-    if 0 not in found or epochs not in found:
+    found = _evaluations(run, lines)
+    if 0 not in found or not (diverged or epochs in found):
         raise UnfinishedError(
             f"the evaluation {'before the first' if 0 not in found else 'after the last'} epoch is missing"
         )
+    spent = [0.0, *accumulate(line["time/epoch_s"] for line in training)]
     record["curve"] = [
         {
             "epoch": epoch,
@@ -73,29 +70,33 @@ def harvest(run: Path, work: Work, epochs: int, *, evaluated: bool) -> dict[str,
             "second": lines[epoch].get(f"eval/{SECOND}"),
             "diversity": _diversity(folder),
         }
-        for epoch, folder in sorted(found.items())
+        for epoch, folder in found.items()
+        if epoch <= done
     ]
-    return record | {"first": _scores(found[0]), "last": _scores(found[epochs])}
+    last = found[record["curve"][-1]["epoch"]]
+    captions = [shown.prompt for shown in shown_images(last)]
+    return record | {"first": _scores(found[0]), "last": _scores(last), "captions": captions}
 
 
 def keep_pictures(run: Path, epoch: int, path: Path) -> None:
-    """Write the first image of some prompts after ``epoch`` as one file, and what they show beside it."""
+    """Write the first image of some prompts after ``epoch`` as one small file."""
     folder = run / "eval" / f"epoch_{epoch:06d}"
-    chosen = shown(read_records(folder))
+    images = [read_image(folder / str(record.image)) for record in shown_images(folder)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    side_by_side([read_image(folder / record.image) for record in chosen if record.image]).save(path, optimize=True)
+    side_by_side(images).save(path, quality=QUALITY, optimize=True)
 
 
-def shown(records: Sequence[HeldOut]) -> list[HeldOut]:
-    """The first image of evenly spaced prompts, the same ones for every run."""
-    firsts = [record for record in records if record.index % IMAGES_PER_PROMPT == 0 and record.image]
+def shown_images(folder: Path) -> list[HeldOut]:
+    """The first image of evenly spaced prompts of an evaluation, the same ones for every run."""
+    firsts = [record for record in read_records(folder) if record.index % IMAGES_PER_PROMPT == 0 and record.image]
     count = min(PICTURES, len(firsts))
     return [firsts[(2 * number + 1) * len(firsts) // (2 * count)] for number in range(count)]
 
 
-def captions(run: Path) -> list[str]:
-    """What the kept images were asked to show."""
-    return [record.prompt for record in shown(read_records(run / "eval" / "epoch_000000"))]
+def _evaluations(run: Path, lines: Mapping[int, Mapping[str, Any]]) -> dict[int, Path]:
+    """Epoch -> folder, in order, of the evaluations with a score in the metrics."""
+    folders = {int(folder.name.removeprefix("epoch_")): folder for folder in sorted((run / "eval").glob("epoch_*"))}
+    return {epoch: at for epoch, at in folders.items() if lines.get(epoch, {}).get(f"eval/{SCORE}") is not None}
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:

@@ -25,7 +25,6 @@ class Job:
         seed: of the run.
         stage: "tune" evaluates nothing, so that no held-out score can choose a setting.
         words: of awm-train's command line: recipe and overrides of the arm and the setting.
-        pictures: whether its held-out images are kept for the page.
     """
 
     arm: str
@@ -33,7 +32,11 @@ class Job:
     seed: int
     stage: Stage
     words: tuple[str, ...]
-    pictures: bool = False
+
+    @property
+    def label(self) -> str:
+        """For errors."""
+        return f"arm {self.arm}, setting {self.setting}"
 
     @property
     def name(self) -> str:
@@ -50,32 +53,42 @@ def tuning_jobs(arm: str, row: Arm, settings: Settings) -> list[Job]:
 
 def final_jobs(arm: str, row: Arm, best: Setting, settings: Settings) -> list[Job]:
     """One run for each reported seed."""
-    first = settings.seeds[0]
-    return [_job(arm, row, best, seed, "final", pictures=seed == first) for seed in settings.reported]
+    return [_job(arm, row, best, seed, "final") for seed in settings.reported]
 
 
-def _job(arm: str, row: Arm, setting: Setting, seed: int, stage: Stage, *, pictures: bool = False) -> Job:
-    return Job(arm, setting.name, seed, stage, row.words(setting), pictures)
+def all_jobs(arms: Mapping[str, Arm], settings: Settings) -> dict[str, Job]:
+    """By name, whatever a comparison may consist of: final runs of every setting included."""
+    jobs = [job for arm, row in arms.items() for job in tuning_jobs(arm, row, settings)]
+    jobs += [j for arm, row in arms.items() for setting in row.grid for j in final_jobs(arm, row, setting, settings)]
+    return {job.name: job for job in jobs}
+
+
+def _job(arm: str, row: Arm, setting: Setting, seed: int, stage: Stage) -> Job:
+    return Job(arm, setting.name, seed, stage, row.words(setting))
 
 
 def tuning_score(record: Record) -> float:
-    """Mean training reward over the second half of a run's epochs: late, and of enough images to be steady."""
-    rewards: Sequence[float] = record["training_reward"]
-    late = rewards[len(rewards) // 2 :]
+    """Mean training reward over the second half of a run's epochs: late, and of enough images to be steady.
+
+    NaN if one of them has none.
+    """
+    rewards: Sequence[float | None] = record["training_reward"]
+    late = [math.nan if reward is None else reward for reward in rewards[len(rewards) // 2 :]]
     return sum(late) / len(late)
 
 
 def best_setting(arm: str, row: Arm, settings: Settings, records: Mapping[str, Record]) -> Setting | None:
-    """The point of the grid with the highest tuning score; None while some are not tried, or if all have failed.
+    """The point of the grid with the highest tuning score; None while some are untried or broken, or if all diverged.
 
-    Of equal ones the first.
+    A run that diverged is a result, and loses; one that broke for another reason says nothing about its point. Of
+    equal ones the first.
     """
     if len(row.grid) == 1:
         return row.grid[0]
     found: list[tuple[float, Setting]] = []
     for job, setting in zip(tuning_jobs(arm, row, settings), row.grid, strict=True):
         record = records.get(job.name)
-        if record is None:
+        if record is None or record["status"] == "broken":
             return None
         if record["status"] == "finished" and math.isfinite(tuning_score(record)):
             found.append((tuning_score(record), setting))
@@ -122,7 +135,7 @@ def trainer_arguments(job: Job, settings: Settings, *, logdir: str, epochs: int)
         f"--config.logdir={logdir}",
         f"--config.seed={job.seed}",
         f"--config.num_epochs={epochs}",
-        f"--config.eval_freq={-(-epochs // evaluations) if evaluations else 0}",
+        f"--config.eval_freq={epochs // evaluations if evaluations else 0}",
         "--config.num_checkpoint_limit=1",
         "--config.resume_from=auto",
         f"--config.mixed_precision={settings.precision}",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations, pairwise
 
 Numbers = Sequence[float]
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % points of Student's t with 1 to 10 degrees of freedom; for more, the last is a little too cautious."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,23 @@ def estimate(values: Numbers) -> Estimate:
     if n == 1:
         return Estimate(1, mean, math.nan)
     return Estimate(n, mean, math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n))
+
+
+def is_above_zero(values: Numbers) -> bool:
+    """Whether the 95 % interval of the mean, mean +- t_{n - 1} sd / sqrt(n), lies above 0; never with one value."""
+    value = estimate(values)
+    return value.n > 1 and value.mean > T_975[min(value.n - 1, len(T_975)) - 1] * value.standard_error
+
+
+def pooled_deviation(groups: Sequence[Numbers]) -> float:
+    """Standard deviation within groups that share it: sqrt(sum_g sum_i (x_gi - mean_g)^2 / sum_g (n_g - 1)).
+
+    NaN if no group has two values.
+    """
+    degrees = sum(len(group) - 1 for group in groups if group)
+    means = [estimate(group).mean for group in groups]
+    squares = math.fsum((v - mean) ** 2 for group, mean in zip(groups, means, strict=True) for v in group)
+    return math.sqrt(squares / degrees) if degrees else math.nan
 
 
 def mean_height(x: Numbers, y: Numbers) -> float:

@@ -7,27 +7,29 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from awm.bench.cells import plus_minus, table
+from awm.bench.cells import coloured, plus_minus, table
 from awm.bench.comparison import Comparison
 from awm.bench.jobs import Record
 from awm.bench.measures import Estimate
+from awm.bench.records import Records
 from awm.bench.rows import Row
 from awm.bench.settings import Settings
 from awm.bench.stability import RULE, Stability
 from awm.report.images import data_uri
-from awm.report.text import number
+from awm.report.text import count, number
 
 MAX_FAILURES = 50
 
 
 def pictures_section(rows: Sequence[Row], records: Mapping[str, Record], folder: Path, settings: Settings) -> str:
     """A strip of held-out images for each arm, the untrained model's first."""
-    seed = settings.seeds[0]
-    names = [f"{row.arm}-{row.setting}-seed{seed}" for row in rows]
-    strips = [("Untrained model", "untrained"), *((row.title, name) for row, name in zip(rows, names, strict=True))]
-    files = [(title, folder / "runs" / f"{name}.png") for title, name in strips]
-    shown = [(title, path) for title, path in files if path.exists()]
-    captions: Sequence[str] = next((records[name]["captions"] for name in names if _captioned(records, name)), ())
+    seed = next((seed for seed in settings.reported if all(seed in row.scores for row in rows)), None)
+    if seed is None:
+        return ""
+    names = {f"{row.arm}-{row.setting}-seed{seed}": row.title for row in rows}
+    files = {title: Records(folder).pictures(name) for name, title in {"untrained": "Untrained model", **names}.items()}
+    shown = [(title, path) for title, path in files.items() if path.exists()]
+    captions: Sequence[str] = records[next(iter(names))]["captions"]
     if len(shown) < 2:
         return ""
     prompts = "".join(f"<span>{escape(text)}</span>" for text in captions)
@@ -37,20 +39,23 @@ def pictures_section(rows: Sequence[Row], records: Mapping[str, Record], folder:
     )
     return (
         "<h2>The same prompts and noise, drawn by each</h2>"
-        f'<p class="note">After the whole budget, seed {seed}; evenly spaced over the held-out prompts, not picked.</p>'
+        f'<p class="note">After the whole budget, seed {seed}, the first that all arms have; evenly spaced over the '
+        "held-out prompts, not picked.</p>"
         f'<div class="panel strip"><span></span><div class="prompts">{prompts}</div>{lines}</div>'
     )
 
 
 def stability_section(rows: Sequence[Row], ranking: Stability) -> str:
     """Both sets' rankings, and who changes places."""
-    both = [row for row in rows if row.arm in ranking.arms]
+    both = [row for row in rows if row.arm in ranking.means]
     body = [
         [
             escape(row.title),
             *(
-                f'{_place(both, which, score)} <small class="beside">{plus_minus(Estimate(2, score, error))}</small>'
-                for which, (score, error) in enumerate(zip(row.sets, row.set_errors, strict=True))
+                f'{_place(ranking, which, score)} <small class="beside">{plus_minus(Estimate(2, score, error))}</small>'
+                for which, (score, error) in enumerate(
+                    zip(ranking.means[row.arm], ranking.errors[row.arm], strict=True)
+                )
             ),
         ]
         for row in both
@@ -64,15 +69,15 @@ def stability_section(rows: Sequence[Row], ranking: Stability) -> str:
     listed = f"<details><summary>Pairs that change places</summary><ul>{pairs}</ul></details>" if pairs else ""
     return (
         f'<h2>Would other seeds rank alike?</h2><p class="note">{escape(ranking.sentence)} {escape(RULE)} Errors come '
-        "from the spread of all seeds of an arm.</p>"
+        "from one spread for all arms: that of the seeds within a set, pooled.</p>"
         + (table(["arm", "place by the first seeds", "by the second"], body) if body else "")
         + listed
     )
 
 
-def _place(rows: Sequence[Row], which: int, score: float) -> int:
+def _place(ranking: Stability, which: int, score: float) -> int:
     """1 for the best; equal scores share a place."""
-    return 1 + sum(row.sets[which] > score for row in rows)
+    return 1 + sum(means[which] > score for means in ranking.means.values())
 
 
 def tuning_section(comparison: Comparison, settings: Settings) -> str:
@@ -82,28 +87,34 @@ def tuning_section(comparison: Comparison, settings: Settings) -> str:
     body = []
     for tuning in comparison.tunings:
         cells = [
-            f"<{tag}>{escape(setting)} {'failed' if score is None else number(score)}</{tag}>"
+            f"<{tag}>{escape(setting)} {score if isinstance(score, str) else number(score)}</{tag}>"
             for setting, score in tuning.tried.items()
             for tag in ("b" if setting == tuning.chosen else "span",)
         ]
-        body.append([escape(tuning.title), " · ".join(cells)])
+        edge = f" {coloured('(at the edge)', is_good=False)}" if tuning.at_edge else ""
+        body.append([escape(tuning.title), " · ".join(cells) + edge])
+    images = count(settings.tuning_images, "training image") if settings.tuning_images else "half the training images"
+    edges = ", ".join(tuning.title for tuning in comparison.tunings if tuning.at_edge)
+    note = f" The choice lies at the edge of the grid, and a better one may lie beyond: {edges}." if edges else ""
     return (
         "<h2>How each got its setting</h2>"
-        '<p class="note">The grid of every arm was declared before any run. Each point was run once with seed '
-        f"{settings.tuning_seed}, which is not reported, and scored by the training reward over the second half of its "
-        "epochs; held-out prompts had no part in it. Bold: chosen.</p>" + table(["arm", "tried"], body, left=(0, 1))
+        f'<p class="note">The grid of every arm was declared before any run. Each point was run once for {images}, '
+        f"with seed {settings.tuning_seed}, which is not reported, and scored by the training reward over the second "
+        "half of its epochs; held-out prompts had no part in it. A point that diverged is never chosen. Bold: chosen."
+        f"{escape(note)}</p>" + table(["arm", "tried"], body, left=(0, 1))
     )
 
 
-def failures_section(failed: Sequence[Record]) -> str:
-    """Runs without a result, and why."""
-    if not failed:
+def failures_section(unfinished: Sequence[Record]) -> str:
+    """Runs that diverged or broke, and why."""
+    if not unfinished:
         return ""
     rows = "".join(
-        f'<tr><td class="name">{escape(record["name"])}</td><td class="why">{escape(record["message"])}</td></tr>'
-        for record in failed[:MAX_FAILURES]
+        f'<tr><td class="name">{escape(record["name"])}</td><td class="name">{escape(record["status"])}</td>'
+        f'<td class="why">{escape(record["message"])}</td></tr>'
+        for record in unfinished[:MAX_FAILURES]
     )
-    return f'<h2>Failed runs</h2><div class="panel scroll"><table><tbody>{rows}</tbody></table></div>'
+    return f'<h2>Runs that diverged or broke</h2><div class="panel scroll"><table><tbody>{rows}</tbody></table></div>'
 
 
 def configurations_section(rows: Sequence[Row], records: Mapping[str, Record]) -> str:
@@ -112,7 +123,7 @@ def configurations_section(rows: Sequence[Row], records: Mapping[str, Record]) -
         return ""
     lines = []
     for row in rows:
-        changes = records[f"{row.arm}-{row.setting}-seed{row.seeds[0]}"]["changes"]
+        changes = records[f"{row.arm}-{row.setting}-seed{next(iter(row.scores))}"]["changes"]
         text = ", ".join(f"{key}={_shown(value)}" for key, value in changes.items()) or "none"
         lines.append(f'<tr><td class="name">{escape(row.title)}</td><td class="why">{escape(text)}</td></tr>')
     return (
@@ -123,7 +134,3 @@ def configurations_section(rows: Sequence[Row], records: Mapping[str, Record]) -
 
 def _shown(value: Any) -> str:
     return "unset" if value is None else str(value)
-
-
-def _captioned(records: Mapping[str, Record], name: str) -> bool:
-    return "captions" in records.get(name, {})

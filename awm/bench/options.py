@@ -13,7 +13,7 @@ from awm.bench.settings import Settings
 
 OUT = Path("logs/algorithms")
 STAGES: dict[str, tuple[Stage, ...]] = {"tune": ("tune",), "final": ("final",), "page": (), "all": ("tune", "final")}
-SETTINGS = ("images", "seconds", "evaluations", "prompts", "tuning_seed", "seeds", "second_seeds")
+SETTINGS = ("images", "seconds", "evaluations", "prompts", "tuning_images", "tuning_seed", "seeds", "second_seeds")
 
 
 def parse_options(argv: Sequence[str], program: str, description: str | None) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def parse_options(argv: Sequence[str], program: str, description: str | None) ->
         if not word.startswith("--config."):
             raise ValueError(f"unknown argument {word!r}; see {program} --help.")
     options.given = _given(options, words)
-    options.stages = () if options.page_only else STAGES[options.stage]
+    options.stages = STAGES[options.stage]
     return options
 
 
@@ -51,17 +51,19 @@ def _parser(program: str, description: str | None) -> argparse.ArgumentParser:
     add(
         "--arms", nargs="+", metavar="ARM", help="run only these (default: all); the page shows every arm that has runs"
     )
-    add("--stage", choices=list(STAGES), default="all", help="tune: grids; final: chosen settings (default: all)")
-    add("--page-only", action="store_true", help="the same as --stage page")
+    add("--stage", choices=list(STAGES), default="all", help="grids, chosen settings, or only the page (default: all)")
     add("--jobs", type=_positive, metavar="N", help="runs at a time, a thread each (default: number of cores)")
     add("--keep", action="store_true", help="keep the run folders, with their checkpoints, in FOLDER/logs")
     fixed = parser.add_argument_group("the comparison, as the folder was begun or by default")
     fixed.add_argument("--images", type=int, metavar="N", help=f"training images of a run ({default.images})")
-    fixed.add_argument("--seconds", type=float, metavar="S", help="also compare after so much training (shortest run)")
+    fixed.add_argument("--seconds", type=float, metavar="S", help="also compare after so much training (fastest arm)")
     fixed.add_argument(
         "--evaluations", type=int, metavar="N", help=f"of a run, beside the first ({default.evaluations})"
     )
     fixed.add_argument("--prompts", type=int, metavar="N", help=f"held-out, two images each ({default.prompts})")
+    fixed.add_argument(
+        "--tuning-images", type=int, metavar="N", help="of a run that tries a setting (half of --images)"
+    )
     fixed.add_argument("--tuning-seed", type=int, metavar="K", help=f"never reported ({default.tuning_seed})")
     fixed.add_argument("--seeds", type=int, nargs="+", metavar="K", help="0 1 2")
     fixed.add_argument("--second-seeds", type=int, nargs="*", metavar="K", help="3 4 5; would they rank alike?")

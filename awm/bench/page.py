@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 from awm.bench.cells import plus_minus
 from awm.bench.comparison import Comparison
 from awm.bench.jobs import SCORE, SECOND, Record
+from awm.bench.measures import is_above_zero
 from awm.bench.method_sections import (
     configurations_section,
     failures_section,
@@ -27,6 +27,11 @@ from awm.report.text import count, signed
 
 TITLE = "Learning rules, compared"
 MAX_NAMED = 6
+TEST = "95 % t intervals of the differences, paired by seed; not adjusted for picking the best"
+ORIGINS = (
+    "What all arms share, the geometry of an epoch and the middle of the learning rates, was once tuned for AWM; and "
+    "the held-out prompts are those that earlier development looked at, too."
+)
 
 
 def page(
@@ -44,7 +49,7 @@ def page(
         ranking: whether it is stable.
         settings: of the comparison.
         records: of its runs.
-        folder: with ``runs``, for the pictures.
+        folder: with ``records``, for the pictures.
         command: that wrote it.
     """
     rows = comparison.rows
@@ -59,7 +64,7 @@ def page(
             stability_section(rows, ranking),
         ]
     sections += [tuning_section(comparison, settings), configurations_section(rows, records)]
-    sections.append(failures_section(comparison.failed))
+    sections.append(failures_section(comparison.unfinished))
     sections.append(_commands(settings, records, folder, command))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -72,24 +77,25 @@ def page(
 def verdict(comparison: Comparison) -> str:
     """Who leads, by how much, and who might as well."""
     if not comparison.rows:
-        return "No arm has a finished run yet."
+        return "No arm has a result yet."
     first, *others = comparison.rows
-    tied = [row.title for row in others if not _is_behind(row, first)]
     leads = (
-        f"{first.title} leads with {plus_minus(first.score)}, {signed(first.score.mean - comparison.base)} over the "
+        f"{first.named} leads with {plus_minus(first.score)}, {signed(first.score.mean - comparison.base)} over the "
         "untrained model"
     )
+    marked = [row.named for row in comparison.rows if row.mark]
+    incomplete = f" Not all runs are there or finished: {', '.join(marked)}." if marked else ""
     if not others:
-        return f"{leads}; it is the only arm."
-    if not tied:
-        return f"{leads}; all others are at least two standard errors behind."
+        return f"{leads}; it is the only arm.{incomplete}"
+    tied = [row.named for row in others if not _is_behind(row, first)]
     more = f" and {len(tied) - MAX_NAMED} more" if len(tied) > MAX_NAMED else ""
-    return f"{leads}; less than two standard errors behind: {', '.join(tied[:MAX_NAMED])}{more}."
+    named = f"not clearly behind: {', '.join(tied[:MAX_NAMED])}{more}" if tied else "all others are clearly behind"
+    return f"{leads}; {named} ({TEST}).{incomplete}"
 
 
 def _is_behind(row: Row, first: Row) -> bool:
-    """By two standard errors; with a single run nothing is known about them, and nobody is."""
-    return first.score.mean - row.score.mean >= 2 * math.hypot(first.score.standard_error, row.score.standard_error)
+    """With fewer than two seeds in common nothing is known of their spread, and nobody is."""
+    return is_above_zero([first.scores[seed] - row.scores[seed] for seed in first.scores if seed in row.scores])
 
 
 def _header(comparison: Comparison, ranking: Stability, settings: Settings, records: Mapping[str, Record]) -> str:
@@ -108,13 +114,11 @@ def _header(comparison: Comparison, ranking: Stability, settings: Settings, reco
 def caveats(comparison: Comparison, settings: Settings, records: Mapping[str, Record]) -> list[str]:
     """What a reader should know before believing the table."""
     notes = []
+    if comparison.absent:
+        num_arms = len(comparison.rows) + len(comparison.absent)
+        notes.append(f"{len(comparison.rows)} of {num_arms} arms; missing: {', '.join(comparison.absent)}.")
     if len(settings.reported) < 3:
         notes.append(f"Only {count(len(settings.reported), 'seed')}: fewer than three say little about a ranking.")
-    if comparison.missing:
-        arms = ", ".join(f"{arm} (seeds {' '.join(map(str, seeds))})" for arm, seeds in comparison.missing.items())
-        notes.append(f"Runs are missing of {arms}.")
-    if comparison.failed:
-        notes.append(f"{count(len(comparison.failed), 'run')} failed; see below.")
     if not comparison.same_base:
         notes.append(
             "The untrained model did not score the same in all runs, as it should with the same prompts and noise: "
@@ -123,7 +127,14 @@ def caveats(comparison: Comparison, settings: Settings, records: Mapping[str, Re
     machines = {record["machine"] for record in records.values()}
     if len(machines) > 1:
         notes.append(f"Made on {len(machines)} machines: seconds cannot be compared between them.")
-    return notes
+    commits = {record["commit"] for record in records.values()}
+    if len(commits) > 1:
+        notes.append(f"Made by {len(commits)} commits: the code of some runs may differ beside their configuration.")
+    if any(record["clean"] is False for record in records.values()):
+        notes.append("Some runs were made with uncommitted changes: their commit does not say all of their code.")
+    if len({tuple(sorted(record["versions"].items())) for record in records.values()}) > 1:
+        notes.append("Made with different versions of the libraries.")
+    return [*notes, ORIGINS]
 
 
 def _commands(settings: Settings, records: Mapping[str, Record], folder: Path, command: str) -> str:
@@ -133,7 +144,7 @@ def _commands(settings: Settings, records: Mapping[str, Record], folder: Path, c
     )
     parts = {
         "This page, and what was missing for it": command,
-        "Write this page again": f"awm-bench algorithms --out {folder} --page-only",
+        "Write this page again": f"awm-bench algorithms --out {folder} --stage page",
         "A reward server for a single run": f"awm-reward-server --scorer {SCORE.partition('.')[0]} --scorer {SECOND}",
         "A single run": example,
         "Commits": "\n".join(commits),

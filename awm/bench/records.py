@@ -4,40 +4,58 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from awm.bench.jobs import Job, Record
+from awm.report.text import count
 from reward_server.process import write_atomically
 
 SIGNIFICANT_DIGITS = 6
+STATUSES = ("finished", "diverged", "broken")
 
 
 class Records:
     """Results by the name of their job.
 
     Args:
-        folder: of the comparison; its ``runs`` is made when something is written.
+        folder: of the comparison; its ``records`` is made when something is written.
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder / "runs"
+        self.folder = folder / "records"
 
-    def read(self) -> dict[str, Record]:
-        """All of them.
+    def read(self, jobs: Mapping[str, Job], digest: Callable[[Job], str]) -> dict[str, Record]:
+        """Those of ``jobs``; a damaged file is told of and left out, so that its run is made again.
+
+        Args:
+            jobs: everything that the comparison may consist of, by name.
+            digest: of the configuration that a job has now.
 
         Raises:
-            ValueError: a file is none that ``write`` wrote.
+            ValueError: some were made with another configuration; with the command that has them made again.
         """
         records: dict[str, Record] = {}
         for path in sorted(self.folder.glob("*.json")):
+            if path.stem not in jobs:
+                continue
             try:
                 record = json.loads(path.read_text())
-                assert record["status"] in ("finished", "failed") and record["name"] == path.stem
-            except (ValueError, TypeError, KeyError, AssertionError) as error:
-                raise ValueError(f"{path} is damaged; remove it, and its run is made again.") from error
+                assert record["status"] in STATUSES and record["name"] == path.stem and record["digest"]
+            except (ValueError, TypeError, KeyError, AssertionError):
+                print(f"{path} is damaged and left out; its run has to be made again.", file=sys.stderr)
+                continue
             records[path.stem] = record
+        stale = [name for name, record in records.items() if record["digest"] != digest(jobs[name])]
+        if stale:
+            top = self.folder.parent
+            files = " ".join(f"{self.folder}/{name}.* {top}/logs/{name} {top}/logs/{name}.log" for name in stale)
+            raise ValueError(
+                f"{count(len(stale), 'result')} in {self.folder} of another configuration than these arms have now; to "
+                f"make them again: rm -rf {files}"
+            )
         return records
 
     def write(self, job: Job, values: Mapping[str, Any]) -> Record:
@@ -53,38 +71,9 @@ class Records:
         write_atomically(self.folder / f"{job.name}.json", _text(record))
         return record
 
-    def pictures(self, job: Job) -> Path:
+    def pictures(self, name: str) -> Path:
         """Where the held-out images of a run are kept, side by side."""
-        return self.folder / f"{job.name}.png"
-
-
-def check_same_arms(
-    records: Mapping[str, Record], changes: Mapping[tuple[str, str], Mapping[str, Any]], folder: Path
-) -> None:
-    """Refuse to mix runs that the present recipes would not make.
-
-    Args:
-        records: of the runs so far.
-        changes: (arm, setting) -> what distinguishes its configuration from the quickstart's.
-        folder: of the comparison.
-
-    Raises:
-        ValueError: naming the files, with the command that has them made again.
-    """
-    stale = {}
-    for name, record in records.items():
-        now = changes.get((record["arm"], record["setting"]))
-        if now is not None and record["status"] == "finished" and record["changes"] != rounded(now):
-            before, after = record["changes"], rounded(now)
-            key = next(key for key in [*before, *after] if before.get(key) != after.get(key))
-            stale[name] = f"{key} was {before.get(key, 'as in the quickstart')}, now {after.get(key, 'as there')}"
-    if stale:
-        first, why = next(iter(stale.items()))
-        files = " ".join(f"{folder}/runs/{name}.*" for name in stale)
-        raise ValueError(
-            f"{len(stale)} results were made with other configurations than their arms have now ({first}: {why}); to "
-            f"run them again: rm {files}"
-        )
+        return self.folder / f"{name}.jpg"
 
 
 def rounded(value: Any) -> Any:

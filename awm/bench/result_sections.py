@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from html import escape
 
-from awm.bench.cells import coloured, flops, gain, of_all, plus_minus, table
+from awm.bench.cells import coloured, flops, gain, plus_minus, table
 from awm.bench.comparison import LEVELS, Comparison
 from awm.bench.jobs import SCORE, SECOND
 from awm.bench.settings import Settings
@@ -25,18 +25,20 @@ def ranking_section(comparison: Comparison, settings: Settings) -> str:
     body = [
         [
             f"{place}",
-            f"<b>{escape(row.title)}</b><small>{escape(row.source)}</small>",
+            f"<b>{escape(row.title)}</b><small>{escape(row.source)}</small>"
+            + (f"<small>{coloured(escape(row.mark), is_good=False)}</small>" if row.mark else ""),
             escape(row.setting),
             score_bar(row, low, high, base),
             plus_minus(row.score),
             gain(row.gain.gain, row.gain.standard_error),
             plus_minus(row.height),
-            of_all(row.at_seconds, len(row.seeds)),
-            of_all(row.at_flops, len(row.seeds)),
+            number(row.at_seconds),
+            number(row.at_flops),
+            _spread(row.seconds),
         ]
         for place, row in enumerate(rows, start=1)
     ]
-    seconds, operations = duration(comparison.seconds), flops(comparison.flops)
+    seconds, operations = _time(comparison.seconds), flops(comparison.flops)
     head = [
         "",
         "arm",
@@ -46,18 +48,31 @@ def ranking_section(comparison: Comparison, settings: Settings) -> str:
         "gain",
         "on the way",
         *(f"after {part.replace(' ', '&nbsp;')}" for part in (seconds, operations)),
+        "time of a run",
     ]
-    given = "given with --seconds" if settings.seconds else "when the fastest run was over"
+    given = "given with --seconds" if settings.seconds else "the median run of the fastest arm"
     return (
         "<h2>Ranking</h2>"
         f'<p class="note">Score: held-out {SCORE} after {count(settings.images, "training image")}, mean and standard '
         f"error over seeds; the mark is the untrained model, {number(base)}. Gain: over the untrained model, images "
         "paired by prompt and noise, its error clustered by prompt. On the way: mean score over the whole budget, the "
         f"area under the curve over its width. Then the score after {seconds} of training ({given}) and after "
-        f"{operations} (what the cheapest run used), on straight lines between evaluations; {DASH}: some runs "
-        "ended before. Seconds leave evaluations out; runs go side by side, on one thread each.</p>"
-        + table(head, body, left=(1, 2))
+        f"{operations} (a run of the cheapest arm), on straight lines between evaluations; {DASH}: half of the runs "
+        f"end before. All runs end at {count(settings.images, 'image')}, and these scores are read off the way there: "
+        "no run was planned for a budget of seconds, and nothing is known of any beyond its end; a run that ended a "
+        "little sooner counts with its end. Seconds leave evaluations out; runs go side by side, on one thread each. "
+        "Time of a run: median, shortest and longest. A run that diverged (its loss or gradient was not finite) keeps "
+        "its last held-out score.</p>" + table(head, body, left=(1, 2))
     )
+
+
+def _time(seconds: float) -> str:
+    return duration(seconds) if math.isfinite(seconds) else DASH
+
+
+def _spread(seconds: tuple[float, float, float]) -> str:
+    middle, low, high = map(_time, seconds)
+    return f"{middle}<small>{low} to {high}</small>" if middle != DASH else DASH
 
 
 def thresholds_section(comparison: Comparison) -> str:
@@ -70,7 +85,7 @@ def thresholds_section(comparison: Comparison) -> str:
         [
             escape(row.title),
             *(f"{x:,.0f}" if math.isfinite(x) else DASH for x in row.reach_images),
-            *(duration(x) if math.isfinite(x) else DASH for x in row.reach_seconds),
+            *map(_time, row.reach_seconds),
         ]
         for row in comparison.rows
     ]

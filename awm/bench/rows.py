@@ -11,8 +11,10 @@ from awm.bench.jobs import IMAGES_PER_PROMPT, Record
 from awm.bench.measures import Estimate, estimate, first_reach, mean_height, median, value_at
 from awm.bench.settings import Settings
 from awm.report.statistics import PairedGain, paired_gain
+from awm.report.text import count
 
 AXES = ("images", "seconds", "flops")
+ROUNDING = 1e-4  # of the numbers in records, relative
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Guards:
     """Signs of a reward that is had without what it stands for; means over the seeds, after the last epoch.
 
     Attributes:
-        velocity: norm of the velocity over the pre-trained model's.
+        velocity: norm of the velocity over the pre-trained model's; NaN if no epoch was completed.
         velocity_low: the smallest of any epoch and seed.
         velocity_high: the largest.
         second: the reward that was not trained on, minus the untrained model's.
@@ -58,16 +60,17 @@ class Row:
         title: for people.
         source: where it was published.
         setting: the one chosen.
-        seeds: of its finished runs.
-        score: held-out score after the whole budget of images, over the seeds.
+        scores: seed -> held-out score after the whole budget of images, or the last one of a run that diverged.
+        diverged: seeds whose runs diverged.
+        missing: seeds without a result.
+        score: over the seeds.
         gain: over the untrained model, images paired by prompt and noise; error clustered by prompt.
         height: mean score on the way, the area under the curve over its width.
-        at_seconds: score after equal seconds; n is less than the seeds where runs ended sooner.
-        at_flops: score after equal operations.
+        seconds: of training, median, shortest and longest of the runs that did not diverge; NaN without one.
+        at_seconds: score after equal seconds; NaN if half of the seeds end before it.
+        at_flops: score after equal operations, likewise.
         reach_images: images until each threshold, median over the seeds; infinite if half of them never do.
         reach_seconds: seconds until then.
-        sets: mean score of the first and of the second seeds; NaN without a run.
-        set_errors: standard errors of these, from the spread of all seeds.
         curve: over the budget.
         guards: against hacking.
     """
@@ -76,18 +79,30 @@ class Row:
     title: str
     source: str
     setting: str
-    seeds: tuple[int, ...]
+    scores: Mapping[int, float]
+    diverged: tuple[int, ...]
+    missing: tuple[int, ...]
     score: Estimate
     gain: PairedGain
     height: Estimate
-    at_seconds: Estimate
-    at_flops: Estimate
+    seconds: tuple[float, float, float]
+    at_seconds: float
+    at_flops: float
     reach_images: tuple[float, ...]
     reach_seconds: tuple[float, ...]
-    sets: tuple[float, float]
-    set_errors: tuple[float, float]
     curve: Curve
     guards: Guards
+
+    @property
+    def mark(self) -> str:
+        """What is wrong with its runs; "" if all of them finished."""
+        parts = [("diverged", self.diverged), ("missing", self.missing)]
+        return "; ".join(f"{count(len(seeds), 'run')} {word}" for word, seeds in parts if seeds)
+
+    @property
+    def named(self) -> str:
+        """The title with its mark."""
+        return f"{self.title} ({self.mark})" if self.mark else self.title
 
 
 def arm_row(
@@ -105,30 +120,29 @@ def arm_row(
     Args:
         name: of the arm.
         arm: its row of the table.
-        runs: its finished runs with the chosen setting, one per seed; at least one.
+        runs: those with the chosen setting that finished or diverged, one per seed; at least one.
         settings: of the comparison.
         thresholds: scores to reach.
         seconds: of training after which scores are compared.
         flops: operations after which scores are compared.
     """
-    score = final_score(runs)
-    spread = score.standard_error * math.sqrt(score.n)
-    sets = [[_last(r) for r in runs if r["seed"] in seeds] for seeds in (settings.seeds, settings.second_seeds)]
+    scores = {int(record["seed"]): _last(record) for record in runs}
     return Row(
         arm=name,
         title=arm.title,
         source=arm.source,
         setting=runs[0]["setting"],
-        seeds=tuple(record["seed"] for record in runs),
-        score=score,
+        scores=scores,
+        diverged=tuple(record["seed"] for record in runs if record["status"] == "diverged"),
+        missing=tuple(seed for seed in settings.reported if seed not in scores),
+        score=final_score(runs),
         gain=_gain(runs),
-        height=estimate([mean_height(_column(r, "images"), _column(r, "score")) for r in runs]),
+        height=estimate([mean_height(*_points(record, "images")) for record in runs]),
+        seconds=training_seconds(runs),
         at_seconds=_at(runs, "seconds", seconds),
         at_flops=_at(runs, "flops", flops),
         reach_images=_reach(runs, "images", thresholds),
         reach_seconds=_reach(runs, "seconds", thresholds),
-        sets=(_mean(sets[0]), _mean(sets[1])),
-        set_errors=(_error(spread, len(sets[0])), _error(spread, len(sets[1]))),
         curve=_curve(runs),
         guards=_guards(runs),
     )
@@ -139,40 +153,47 @@ def final_score(runs: Sequence[Record]) -> Estimate:
     return estimate([_last(record) for record in runs])
 
 
+def training_seconds(runs: Sequence[Record]) -> tuple[float, float, float]:
+    """Median, shortest and longest of the runs that did not diverge."""
+    ends = [record["curve"][-1]["seconds"] for record in runs if record["status"] == "finished"]
+    return median(ends), min(ends, default=math.nan), max(ends, default=math.nan)
+
+
 def _last(record: Record) -> float:
     return float(record["curve"][-1]["score"])
 
 
-def _column(record: Record, name: str) -> list[float]:
-    return [float(point[name]) for point in record["curve"]]
+def _points(record: Record, axis: str) -> tuple[list[float], list[float]]:
+    """Budget spent and score at every evaluation; a run that diverged keeps its last score from there on."""
+    x = [float(point[axis]) for point in record["curve"]]
+    y = [float(point["score"]) for point in record["curve"]]
+    if record["status"] == "diverged":
+        x.append(record["epochs"] * record["images_per_epoch"] if axis == "images" else math.inf)
+        y.append(y[-1])
+    return x, y
 
 
-def _at(runs: Sequence[Record], axis: str, where: float) -> Estimate:
-    """Of the runs that got there; a run's own end, which rounding may put before itself, counts."""
-    values = []
-    for record in runs:
-        x = _column(record, axis)
-        at = x[-1] if math.isclose(x[-1], where, rel_tol=1e-9) else where
-        values.append(value_at(x, _column(record, "score"), at))
-    return estimate([value for value in values if math.isfinite(value)])
+def _at(runs: Sequence[Record], axis: str, where: float) -> float:
+    """Mean score there, but for arms half of whose runs ended before; rounding may put an end before itself."""
+    curves = [_points(record, axis) for record in runs]
+    if where > median([x[-1] for x, _ in curves]) * (1 + ROUNDING):
+        return math.nan
+    return _mean([value_at(x, y, min(where, x[-1])) for x, y in curves])
 
 
 def _reach(runs: Sequence[Record], axis: str, thresholds: Sequence[float]) -> tuple[float, ...]:
     return tuple(
-        median([first_reach(_column(r, axis), _column(r, "score"), threshold) for r in runs])
-        for threshold in thresholds
+        median([first_reach(*_points(record, axis), threshold) for record in runs]) for threshold in thresholds
     )
 
 
 def _curve(runs: Sequence[Record]) -> Curve:
-    points = range(min(len(record["curve"]) for record in runs))
-
-    def over_seeds(name: str) -> list[Estimate]:
-        return [estimate([float(record["curve"][point][name]) for record in runs]) for point in points]
-
-    score = over_seeds("score")
+    """Means over the seeds; one that diverged keeps its last score, and has no say in how long it took."""
+    curves = [record["curve"] for record in runs]
+    points = range(max(map(len, curves)))
+    score = [estimate([float(curve[min(point, len(curve) - 1)]["score"]) for curve in curves]) for point in points]
     return Curve(
-        x={axis: tuple(each.mean for each in over_seeds(axis)) for axis in AXES},
+        x={axis: tuple(_mean([float(c[p][axis]) for c in curves if p < len(c)]) for p in points) for axis in AXES},
         score=tuple(each.mean for each in score),
         error=tuple(each.standard_error for each in score),
     )
@@ -196,7 +217,7 @@ def _guards(runs: Sequence[Record]) -> Guards:
 
     ratios = [ratio for record in runs for ratio in record["velocity_norm_ratio"] if ratio is not None]
     return Guards(
-        velocity=mean(lambda record: record["velocity_norm_ratio"][-1]),
+        velocity=mean(lambda record: next(iter(record["velocity_norm_ratio"][::-1]), None)),
         velocity_low=min(ratios, default=math.nan),
         velocity_high=max(ratios, default=math.nan),
         second=mean(lambda record: _change(record, "second", lambda before, after: after - before)),
@@ -215,7 +236,3 @@ def _ratio(before: float, after: float) -> float:
 
 def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan
-
-
-def _error(spread: float, n: int) -> float:
-    return spread / math.sqrt(n) if n else math.nan

@@ -24,6 +24,7 @@ class Settings:
         seconds: of training at which scores are compared, too; None: those of the shortest run.
         evaluations: on the held-out prompts, evenly spread over a run, beside the one before it.
         prompts: held-out prompts, evenly spaced over the test file; two images of each.
+        tuning_images: budget of the runs that choose an arm's setting; None: half of images, in whole epochs.
         tuning_seed: of the runs that choose an arm's setting.
         seeds: of the runs that are reported.
         second_seeds: of as many more, which show whether the ranking holds; reported, too.
@@ -35,6 +36,7 @@ class Settings:
     seconds: float | None = None
     evaluations: int = 5
     prompts: int = 120
+    tuning_images: int | None = None
     tuning_seed: int = 100
     seeds: tuple[int, ...] = (0, 1, 2)
     second_seeds: tuple[int, ...] = (3, 4, 5)
@@ -42,9 +44,10 @@ class Settings:
     overrides: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("images", "evaluations", "prompts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} is not valid; it must be at least 1.")
+        for name in ("images", "evaluations", "prompts", "tuning_images"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name.replace('_', '-')} {value} is not valid; it must be at least 1.")
         if self.seconds is not None and not self.seconds > 0:
             raise ValueError(f"--seconds {self.seconds:g} is not valid; it must be more than 0.")
         if not self.seeds:

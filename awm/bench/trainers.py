@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from awm.bench.harvest import UnfinishedError, captions, harvest, keep_pictures
+from awm.bench.harvest import UnfinishedError, harvest, keep_pictures
+from awm.bench.identity import changes, digest
 from awm.bench.jobs import Job, Record, trainer_arguments
 from awm.bench.records import Records
 from awm.bench.settings import Settings
@@ -22,6 +24,9 @@ from awm.bench.work import Work, num_epochs
 from awm.training.metrics import read_metrics
 
 MAX_MESSAGE = 400
+MADE_WITH = "made_with.json"
+DIVERGED = re.compile(r"NonFiniteLossError: (.*?)(?:\. The epoch was abandoned.*)?$", re.MULTILINE)
+"""What awm-train says of a loss or gradient that is not finite: a result, not an accident."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +56,13 @@ class Trainers:
     def start(self, job: Job) -> TrainerProcess:
         """Start one; where an earlier call left it, if there is a checkpoint."""
         work = self.work[job.arm, job.setting]
-        epochs = num_epochs(work, self.settings, job.arm)
+        epochs = num_epochs(work, self.settings, job.arm, job.stage)
         arguments = trainer_arguments(job, self.settings, logdir=str(self.logs), epochs=epochs)
         address = f"--config.reward_server.urls=('{self.url()}',)"
-        self.logs.mkdir(parents=True, exist_ok=True)
+        made_with = {name: self.origin.get(name) for name in ("commit", "clean")} | {
+            "digest": digest(job, self.settings)
+        }
+        prepare(self.logs / job.name, made_with)
         with (self.logs / f"{job.name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*self.program, *arguments, address],
@@ -84,7 +92,7 @@ class TrainerProcess:
     ) -> None:
         self.job = job
         self._trainers, self._work, self._epochs = trainers, work, epochs
-        self._process, self._command, self._started = process, command, time.monotonic()
+        self._process, self._command = process, command
         self._run = trainers.logs / job.name
         self._log = trainers.logs / f"{job.name}.log"
 
@@ -93,17 +101,19 @@ class TrainerProcess:
         status = self._process.poll()
         if status is None:
             return None
-        values: dict[str, Any] = {"command": self._command, **self._trainers.origin}
-        values["changes"] = dict(self._work.changes)
-        values["wall_seconds"] = time.monotonic() - self._started
+        settings = self._trainers.settings
+        made = {"command": self._command, **self._trainers.origin, "digest": digest(self.job, settings)}
+        diverged = non_finite(self._log) if status else None
         try:
-            if status:
+            if status and diverged is None:
                 raise UnfinishedError(f"exit status {status}: {last_words(self._log)}")
-            values = self._harvested(values)
+            outcome = {"status": "finished"} if diverged is None else {"status": "diverged", "message": diverged}
+            made["changes"] = changes(self.job, settings)
+            result = {**outcome, **made, **self._harvested(diverged=diverged is not None)}
         except (UnfinishedError, OSError, ValueError, KeyError) as error:
-            values = {"status": "failed", "message": _message(error)} | values
-        record = self._trainers.records.write(self.job, values)
-        if record["status"] == "finished" and not self._trainers.keep:
+            result = {"status": "broken", "message": _message(error), **made}
+        record = self._trainers.records.write(self.job, result)
+        if record["status"] != "broken" and not self._trainers.keep:
             shutil.rmtree(self._run, ignore_errors=True)
             self._log.unlink(missing_ok=True)
         return record
@@ -127,15 +137,31 @@ class TrainerProcess:
         """See ``awm.bench.schedule.Running``."""
         return self._process.poll() is not None
 
-    def _harvested(self, values: Mapping[str, Any]) -> dict[str, Any]:
+    def _harvested(self, *, diverged: bool) -> dict[str, Any]:
         evaluated = self.job.stage == "final"
-        result = harvest(self._run, self._work, self._epochs, evaluated=evaluated)
-        if self.job.pictures:
-            pictures = self._trainers.records.pictures(self.job)
-            keep_pictures(self._run, self._epochs, pictures)
-            keep_pictures(self._run, 0, pictures.with_name("untrained.png"))
-            result["captions"] = captions(self._run)
-        return {"status": "finished", **values, **result}
+        result = harvest(self._run, self._work, self._epochs, evaluated=evaluated, diverged=diverged)
+        if evaluated:
+            records = self._trainers.records
+            keep_pictures(self._run, result["curve"][-1]["epoch"], records.pictures(self.job.name))
+            keep_pictures(self._run, 0, records.pictures("untrained"))
+        return result
+
+
+def prepare(run: Path, made_with: Mapping[str, Any]) -> None:
+    """Leave in ``run`` and its log only what the same code and configuration began, which the trainer continues."""
+    stamp = run / MADE_WITH
+    text = json.dumps(made_with) + "\n"
+    if not stamp.exists() or stamp.read_text() != text:
+        shutil.rmtree(run, ignore_errors=True)
+        run.with_name(f"{run.name}.log").unlink(missing_ok=True)
+        run.mkdir(parents=True)
+        stamp.write_text(text)
+
+
+def non_finite(log: Path) -> str | None:
+    """What the trainer said if its loss or gradient was not finite."""
+    found = DIVERGED.search(log.read_text(errors="replace")) if log.exists() else None
+    return found[1][:MAX_MESSAGE] if found else None
 
 
 def last_words(log: Path) -> str:

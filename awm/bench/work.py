@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from awm.bench.arms import BASE, RECIPES, Arm
-from awm.bench.jobs import Job, final_jobs, trainer_arguments
+from awm.bench.arms import Arm
+from awm.bench.identity import resolved
+from awm.bench.jobs import Job, Stage, final_jobs
 from awm.bench.settings import Settings
 from awm.building.objects import DTYPES
-from awm.command_line import parse
-from awm.configuration import config_to_dict, flatten
+from awm.data.prompts import load_prompts
 from awm.models.flops import Costs, count_costs
 from awm.models.lora import add_lora
 from awm.models.weightless import load_weightless
@@ -28,56 +29,66 @@ class Work:
         images: sampled and learnt from.
         operations: floating point operations, two per multiply-add: text encoders, sampling, decoding, and every
             forward and backward pass of the objective, counted on the model.
-        changes: keys whose values are not the quickstart's.
     """
 
     images: int
     operations: float
-    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def arm_work(arms: Mapping[str, Arm], settings: Settings) -> dict[tuple[str, str], Work]:
     """(arm, setting) -> work of an epoch, for the whole grid; resolves every configuration as its run will.
 
     Raises:
-        ValueError: a configuration is not valid, or the budget is no whole number of its epochs.
+        ValueError: a configuration is not valid, the budget is no whole number of its epochs, or there are fewer
+            held-out prompts than asked for.
     """
     work = {}
     for name, arm in arms.items():
         for setting in arm.grid:
             job = final_jobs(name, arm, setting, settings)[0]
-            try:
-                work[name, setting.name] = _work(job, settings)
-            except ValueError as error:
-                raise ValueError(f"arm {name}, setting {setting.name}: {error}") from error
-            num_epochs(work[name, setting.name], settings, name)
+            work[name, setting.name] = _work(job, settings)
+            num_epochs(work[name, setting.name], settings, name, "tune")
+            num_epochs(work[name, setting.name], settings, name, "final")
     return work
 
 
-def num_epochs(work: Work, settings: Settings, arm: str) -> int:
-    """Epochs that make up the budget of images.
+def num_epochs(work: Work, settings: Settings, arm: str, stage: Stage) -> int:
+    """Epochs that make up the budget of images of a run.
 
     Raises:
-        ValueError: no whole number of them does.
+        ValueError: no whole number of them does, or the evaluations cannot be spread evenly over them.
     """
-    epochs, rest = divmod(settings.images, work.images)
-    if rest or not epochs:
-        below = max(epochs, 1) * work.images
-        above = below + work.images
+    if stage == "tune":
+        if settings.tuning_images is None:
+            return -(-settings.images // (2 * work.images))
+        return _whole("--tuning-images", settings.tuning_images, work.images, arm)
+    epochs = _whole("--images", settings.images, work.images, arm)
+    if epochs % settings.evaluations:
+        divisors = ", ".join(str(n) for n in range(1, epochs + 1) if epochs % n == 0)
         raise ValueError(
-            f"--images {settings.images} is no multiple of the {work.images} images of an epoch of {arm}; "
-            f"use {below} or {above}."
+            f"--evaluations {settings.evaluations} does not divide the {epochs} epochs of a run; use one of {divisors}."
         )
-    if settings.evaluations > epochs:
+    return epochs
+
+
+def _whole(option: str, images: int, per_epoch: int, arm: str) -> int:
+    epochs, rest = divmod(images, per_epoch)
+    if rest or not epochs:
+        below = max(epochs, 1) * per_epoch
         raise ValueError(
-            f"--evaluations {settings.evaluations} is more than the {epochs} epochs of a run; use {epochs} or fewer."
+            f"{option} {images} is no multiple of the {per_epoch} images of an epoch of {arm}; "
+            f"use {below} or {below + per_epoch}."
         )
     return epochs
 
 
 def _work(job: Job, settings: Settings) -> Work:
-    config = _resolved(job, settings)
-    plan = make_plan(config, 1)
+    config = resolved(job.words, settings, job.label)
+    _check_prompts(config.dataset, config.prompt_fn, settings.prompts)
+    try:
+        plan = make_plan(config, 1)
+    except ValueError as error:
+        raise ValueError(f"{job.label}: {error}") from error
     pretrained = config.pretrained
     adapters = (config.lora_type, config.lora_rank, config.lora_alpha) if config.use_lora else None
     costs = _costs(
@@ -90,17 +101,14 @@ def _work(job: Job, settings: Settings) -> Work:
         config.train.gradient_checkpointing,
     )
     operations = float(sum(cost * number for _, cost, number in epoch_work(plan, costs)))
-    return Work(plan.sizes.images, operations, _changes(config, job, settings))
+    return Work(plan.sizes.images, operations)
 
 
-def _resolved(job: Job, settings: Settings) -> Any:
-    return parse(trainer_arguments(job, settings, logdir="logs", epochs=1), program="awm-bench", purpose="")
-
-
-def _changes(config: Any, job: Job, settings: Settings) -> dict[str, Any]:
-    base = flatten(config_to_dict(_resolved(replace(job, words=(f"--config={RECIPES}:{BASE}",)), settings)))
-    values = flatten(config_to_dict(config))
-    return {key: value for key, value in values.items() if value != base[key]}
+@cache
+def _check_prompts(dataset: str, prompt_fn: str, wanted: int) -> None:
+    there = len(load_prompts(Path(dataset), "test", prompt_fn))
+    if wanted > there:
+        raise ValueError(f"--prompts {wanted} is more than the {there} of {dataset}'s test file; use {there} or fewer.")
 
 
 @cache

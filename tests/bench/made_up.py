@@ -23,9 +23,8 @@ def an_arm(title: str, grid: tuple[Setting, ...] = GRID) -> Arm:
 
 
 def tuned(job: Job, rewards: Sequence[float]) -> dict[str, Any]:
-    return identity(job) | ORIGIN | {
-        "status": "finished", "command": "awm-train", "wall_seconds": 5.0, "training_reward": list(rewards)
-    }  # fmt: skip
+    run = {"status": "finished", "command": "awm-train", "training_reward": list(rewards)}
+    return identity(job) | ORIGIN | run
 
 
 def finished(
@@ -45,7 +44,10 @@ def finished(
     every = [base, *scores]
     places = range(len(every))
     return tuned(job, [0.5] * len(scores)) | {
-        "seconds": [seconds] * len(scores),
+        "epochs": len(scores),
+        "images_per_epoch": images,
+        "flops_per_epoch": flops,
+        "captions": ["a photo of a <circle>"],
         "velocity_norm_ratio": [1.0] * (len(scores) - 1) + [velocity],
         "curve": [
             {
@@ -64,13 +66,22 @@ def finished(
     }
 
 
-def failed(job: Job, message: str = "it broke") -> dict[str, Any]:
-    return identity(job) | ORIGIN | {"status": "failed", "message": message, "command": "awm-train"}
+def diverged(job: Job, scores: Sequence[float], *, epochs: int, **values: Any) -> dict[str, Any]:
+    """A run of ``epochs`` that has ended after fewer, maybe after none."""
+    message = {"status": "diverged", "message": "non-finite loss", "epochs": epochs}
+    if not scores:
+        run = finished(job, [0.0], **values)
+        return run | message | {"curve": run["curve"][:1], "velocity_norm_ratio": []}
+    return finished(job, scores, **values) | message
+
+
+def broken(job: Job, message: str = "it broke") -> dict[str, Any]:
+    return identity(job) | ORIGIN | {"status": "broken", "message": message, "command": "awm-train"}
 
 
 def identity(job: Job) -> dict[str, Any]:
     names = {"name": job.name, "arm": job.arm, "setting": job.setting, "seed": job.seed, "stage": job.stage}
-    return names | {"changes": {}}
+    return names | {"changes": {}, "digest": "d"}
 
 
 def settings(**values: Any) -> Settings:

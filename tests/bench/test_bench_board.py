@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from made_up import GRID, an_arm, failed, finished, settings, tuned
+from made_up import GRID, an_arm, broken, diverged, finished, settings, tuned
 
 from awm.bench.board import QUIET_S, Board
 from awm.bench.jobs import Job, final_jobs, tuning_jobs
@@ -50,12 +50,14 @@ def test_events_say_what_came_out():
     shown.started(TUNE[0])
     shown.ended(TUNE[0], tuned(TUNE[0], [0.1, 0.5]))
     shown.ended(FINAL[0], finished(FINAL[0], [0.5, 0.625]))
-    shown.ended(FINAL[1], failed(FINAL[1], "no more memory"))
+    shown.ended(FINAL[1], broken(FINAL[1], "no more memory"))
+    shown.ended(FINAL[2], diverged(FINAL[2], [0.5], epochs=2))
     assert screen.getvalue().splitlines() == [
         "started  a-low-seed100",
         "tuned    a-low-seed100: training reward 0.500",
         "finished a-low-seed0: held-out geneval.strict 0.400 -> 0.625",
-        "FAILED   a-low-seed1: no more memory",
+        "BROKEN   a-low-seed1: no more memory",
+        "DIVERGED a-low-seed2: non-finite loss",
     ]
 
 

@@ -21,6 +21,8 @@ from awm.bench.arms import Arm, Setting
 
 ROOT = Path(__file__).parents[2]
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_trainer.py")))
+ONLY = (Setting("only", ()),)
+BREAKS = Setting("breaks", ("--config.train.learning_rate=3e-3",))
 SMALL = "--config.sample.num_prompts_per_epoch=4"
 BUDGET = ("--images", "64", "--evaluations", "2", "--seeds", "0", "--second-seeds", "1", "--jobs", "4", SMALL)
 
@@ -51,7 +53,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> None:
     import awm.bench.trainers
 
     monkeypatch.chdir(ROOT)
-    table = {"one": Arm("One", "nowhere", grid=GRID), "two": Arm("Two", "nowhere", grid=(Setting("only", ()),))}
+    table = {"one": Arm("One", "nowhere", grid=GRID), "two": Arm("Two", "nowhere", grid=ONLY)}
     for where in ("awm.bench.arms.ARMS", "awm.bench.algorithms.ARMS"):
         monkeypatch.setattr(where, table)
     monkeypatch.setattr("awm.bench.trainers.Trainers", partial(awm.bench.trainers.Trainers, program=FAKE))
@@ -87,10 +89,13 @@ def test_help_and_mistakes_import_no_torch():
     [
         (["--arms", "nfd"], "unknown arm 'nfd'; known: awm, simpo_exp"),
         (["--quick"], "unknown argument '--quick'; see awm-bench algorithms --help"),
-        (["--page-only"], "holds no comparison"),
+        (["--stage", "page"], "holds no comparison"),
         (["--images", "300"], "no multiple of the 256 images"),
         (["--tuning-seed", "0"], "must not be chosen on a run that is reported"),
         (["--config.train.learning_rte=1"], "learning_rate"),
+        (["--evaluations", "3"], "use one of 1, 2, 5, 10"),
+        (["--prompts", "241"], "more than the 240"),
+        (["--tuning-images", "100"], "--tuning-images 100 is no multiple"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_starts(
@@ -112,13 +117,15 @@ def test_it_says_where_it_has_to_be_run(
     assert "in the folder of the repository" in capsys.readouterr().err
 
 
+def started(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return [line[9:] for line in capsys.readouterr().err.splitlines() if line.startswith("started")]
+
+
 @pytest.mark.usefixtures("fake")
-def test_a_whole_comparison_with_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    # One point of the grid fails, its learning rate being 2e-3.
-    assert run(tmp_path, *BUDGET) == 1
-    said = capsys.readouterr()
-    assert "1 runs failed" not in said.err and "1 run failed" in said.err and "not finite" in said.err
-    names = {path.stem for path in (tmp_path / "runs").glob("*.json")}
+def test_a_whole_comparison_in_which_a_point_of_a_grid_diverges(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    # The one with a learning rate of 2e-3; that is a result, and no failure.
+    assert run(tmp_path, *BUDGET) == 0
+    names = {path.stem for path in (tmp_path / "records").glob("*.json")}
     assert names == {
         "one-low-seed100",
         "one-high-seed100",
@@ -126,21 +133,36 @@ def test_a_whole_comparison_with_a_failure(tmp_path: Path, capsys: pytest.Captur
     }
     summary = json.loads((tmp_path / "algorithms.json").read_text())
     assert [row["setting"] for row in summary["rows"]] == ["low", "only"]
-    assert summary["failed"][0]["name"] == "one-high-seed100" and summary["stability"]["is_stable"] is None
+    assert summary["unfinished"][0]["name"] == "one-high-seed100" and summary["stability"]["is_stable"] is None
     page = (tmp_path / "algorithms.html").read_text()
-    assert "One leads" in page and "the loss of step 3 is not finite" in page
+    assert "One leads" in page and "non-finite loss on rank 0 in epoch 2" in page
     assert NoServer.alive == 0
+    capsys.readouterr()
+    assert run(tmp_path) == 0 and started(capsys) == []
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_second_call_only_reads_but_tries_what_failed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    run(tmp_path, *BUDGET)
+def test_what_broke_is_tried_once_a_call_and_its_arm_waits(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    arms.ARMS["one"] = Arm("One", "nowhere", grid=(GRID[0], BREAKS))
+    assert run(tmp_path, *BUDGET) == 1
+    said = capsys.readouterr()
+    assert "1 run broke, the first one-breaks-seed100" in said.err and "no more memory" in said.err
+    assert not list((tmp_path / "records").glob("one-low-seed[01].json"))
+    assert "1 of 2 arms; missing: One" in (tmp_path / "algorithms.html").read_text()
+    assert run(tmp_path) == 1 and started(capsys) == ["one-breaks-seed100"]
+    assert run(tmp_path, "--stage", "final") == 0 and started(capsys) == []
+    assert run(tmp_path, "--arms", "two") == 0 and started(capsys) == []
+
+
+@pytest.mark.usefixtures("fake")
+def test_a_damaged_record_is_told_of_and_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    run(tmp_path, "--arms", "two", *BUDGET)
     capsys.readouterr()
-    assert run(tmp_path) == 1
-    started = [line for line in capsys.readouterr().err.splitlines() if line.startswith("started")]
-    assert started == ["started  one-high-seed100"]
-    assert run(tmp_path, "--arms", "two") == 0
-    assert "started" not in capsys.readouterr().err
+    (tmp_path / "records" / "two-only-seed1.json").write_text("{")
+    assert run(tmp_path, "--stage", "page") == 0
+    assert "two-only-seed1.json is damaged" in capsys.readouterr().err
+    assert "1 run missing" in (tmp_path / "algorithms.html").read_text()
+    assert run(tmp_path, "--arms", "two") == 0 and started(capsys) == ["two-only-seed1"]
 
 
 @pytest.mark.usefixtures("fake")
@@ -149,15 +171,15 @@ def test_more_seeds_later_add_runs(tmp_path: Path, capsys: pytest.CaptureFixture
     capsys.readouterr()
     assert run(tmp_path, "--arms", "two", "--seeds", "0", "5") == 0
     assert "started  two-only-seed5" in capsys.readouterr().err
-    assert json.loads((tmp_path / "algorithms.json").read_text())["rows"][0]["seeds"] == [0, 5, 1]
+    assert json.loads((tmp_path / "algorithms.json").read_text())["rows"][0]["scores"].keys() == {"0", "5", "1"}
 
 
 @pytest.mark.usefixtures("fake")
 def test_stages_by_themselves(tmp_path: Path):
-    assert run(tmp_path, "--stage", "tune", *BUDGET) == 1
-    assert {path.stem for path in (tmp_path / "runs").glob("*.json")} == {"one-low-seed100", "one-high-seed100"}
+    assert run(tmp_path, "--stage", "tune", *BUDGET) == 0
+    assert {path.stem for path in (tmp_path / "records").glob("*.json")} == {"one-low-seed100", "one-high-seed100"}
     assert run(tmp_path, "--stage", "final") == 0
-    assert len(list((tmp_path / "runs").glob("*.json"))) == 6
+    assert len(list((tmp_path / "records").glob("*.json"))) == 6
 
 
 @pytest.mark.usefixtures("fake")
@@ -166,7 +188,11 @@ def test_the_page_alone_is_the_same_page(tmp_path: Path):
     before = json.loads((tmp_path / "algorithms.json").read_text())
     (tmp_path / "algorithms.json").unlink()
     (tmp_path / "algorithms.html").unlink()
-    assert run(tmp_path, "--page-only") == 0
+    kept = (tmp_path / "settings.json").read_bytes()
+    assert run(tmp_path, "--stage", "page", "--seconds", "5") == 0
+    assert (tmp_path / "settings.json").read_bytes() == kept  # a page is another look, and changes nothing
+    assert "given with --seconds" in (tmp_path / "algorithms.html").read_text()
+    assert run(tmp_path, "--stage", "page") == 0
     assert json.loads((tmp_path / "algorithms.json").read_text()) == before
     assert "Two leads" in (tmp_path / "algorithms.html").read_text()
 
@@ -181,13 +207,20 @@ def test_the_folder_can_be_continued_elsewhere(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize("words", [("--arms", "two"), ("--arms", "one"), ("--stage", "page")])
 def test_an_arm_that_has_changed_since_is_not_mixed_with_its_old_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    words: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     run(tmp_path, "--arms", "two", *BUDGET)
-    arms.ARMS["two"] = Arm("Two", "nowhere", overrides=("--config.train.beta=0.5",), grid=(Setting("only", ()),))
-    assert run(tmp_path, "--arms", "two") == 1
-    assert "train.beta was as in the quickstart, now 0.5); to run them again: rm" in capsys.readouterr().err
+    page = (tmp_path / "algorithms.html").read_bytes()
+    arms.ARMS["two"] = Arm("Two", "nowhere", overrides=("--config.train.beta=0.5",), grid=ONLY)
+    capsys.readouterr()
+    assert run(tmp_path, *words) == 1
+    error = capsys.readouterr().err
+    assert (
+        "2 results" in error and f"rm -rf {tmp_path}/records/two-only-seed0.* {tmp_path}/logs/two-only-seed0" in error
+    )
+    assert (tmp_path / "algorithms.html").read_bytes() == page and not list(tmp_path.glob("records/one*"))
 
 
 @pytest.mark.usefixtures("fake")
@@ -199,7 +232,7 @@ def test_after_an_interruption_nothing_runs_and_the_next_call_goes_on(
     words = ("--arms", "two", "--images", "64", "--evaluations", "2", "--seeds", "0", "9", "--second-seeds", SMALL)
 
     def press() -> None:
-        while not list(tmp_path.glob("logs/*seed9/checkpoint")) or not list(tmp_path.glob("runs/*seed0.json")):
+        while not list(tmp_path.glob("logs/*seed9/checkpoint")) or not list(tmp_path.glob("records/*seed0.json")):
             time.sleep(0.02)
         signal.raise_signal(number)
 
@@ -207,33 +240,46 @@ def test_after_an_interruption_nothing_runs_and_the_next_call_goes_on(
     assert run(tmp_path, *words) == 130
     assert NoServer.alive == 0 and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert "The same command goes on where this stopped" in capsys.readouterr().err
-    assert "Two leads" in (tmp_path / "algorithms.html").read_text()
+    assert "Two (1 run missing) leads" in (tmp_path / "algorithms.html").read_text()
     assert run(tmp_path, *words) == 0
-    started = [line for line in capsys.readouterr().err.splitlines() if line.startswith("started")]
-    assert started == ["started  two-only-seed9"]
+    assert started(capsys) == ["two-only-seed9"]
 
 
 @pytest.mark.usefixtures("fake")
 def test_two_calls_do_not_work_on_one_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from awm.bench.algorithms import _alone
 
-    assert run(tmp_path, "--stage", "tune", "--arms", "two", *BUDGET) == 0
     with _alone(tmp_path):
-        assert run(tmp_path, "--arms", "two") == 1
+        assert run(tmp_path, "--arms", "two", *BUDGET) == 1
     assert "another awm-bench works on" in capsys.readouterr().err
-    assert run(tmp_path, "--arms", "two") == 0
+    assert not (tmp_path / "settings.json").exists() and not list(tmp_path.glob("algorithms.*"))
+    assert run(tmp_path, "--arms", "two", *BUDGET) == 0
 
 
 @pytest.mark.slow
 def test_the_real_trainer_and_the_real_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(ROOT)
     for where in ("awm.bench.arms.ARMS", "awm.bench.algorithms.ARMS"):
-        monkeypatch.setattr(where, {"awm": Arm("AWM", "", grid=(Setting("only", ()),))})
+        monkeypatch.setattr(where, {"awm": Arm("AWM", "", grid=ONLY)})
     words: list[Any] = ["--arms", "awm", "--images", "16", "--evaluations", "1", "--prompts", "2", "--seeds", "0"]
     words += ["--second-seeds", "--config.sample.num_prompts_per_epoch=2", "--config.train.updates_per_inner_epoch=1"]
     assert run(tmp_path, *words) == 0
-    record = json.loads((tmp_path / "runs" / "awm-only-seed0.json").read_text())
+    record = json.loads((tmp_path / "records" / "awm-only-seed0.json").read_text())
     assert [point["images"] for point in record["curve"]] == [0, 16] and len(record["last"]) == 4
     assert record["curve"][0]["second"] < 0 and 0 < record["curve"][0]["diversity"] < 1
-    assert (tmp_path / "runs" / "untrained.png").exists() and not (tmp_path / "logs" / "awm-only-seed0").exists()
+    assert (tmp_path / "records" / "untrained.jpg").exists() and not (tmp_path / "logs" / "awm-only-seed0").exists()
     assert "AWM leads" in (tmp_path / "algorithms.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_real_trainer_diverges(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(ROOT)
+    wild = ("--config.train.learning_rate=1e30", "--config.train.updates_per_inner_epoch=2")
+    for where in ("awm.bench.arms.ARMS", "awm.bench.algorithms.ARMS"):
+        monkeypatch.setattr(where, {"awm": Arm("AWM", "", overrides=wild, grid=ONLY)})
+    words = ["--arms", "awm", "--images", "32", "--evaluations", "2", "--prompts", "2", "--seeds", "0"]
+    assert run(tmp_path, *words, "--second-seeds", "--config.sample.num_prompts_per_epoch=2") == 0
+    record = json.loads((tmp_path / "records" / "awm-only-seed0.json").read_text())
+    assert record["status"] == "diverged" and "non-finite" in record["message"]
+    assert record["curve"][0]["images"] == 0 and len(record["curve"]) < 3
+    assert "AWM (1 run diverged) leads" in (tmp_path / "algorithms.html").read_text()

@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from made_up import GRID, an_arm, failed, finished, settings, tuned
+from made_up import GRID, an_arm, broken, diverged, finished, settings, tuned
 
+from awm.bench.arms import Setting
 from awm.bench.comparison import Comparison, compare
 from awm.bench.jobs import Record, final_jobs, tuning_jobs
 from awm.bench.settings import Settings
@@ -43,28 +44,59 @@ def test_area_is_the_mean_score_on_the_way():
     assert row.height.mean == pytest.approx(0.5)
 
 
-def test_equal_seconds_are_those_of_the_shortest_run():
-    result = compared(runs("a", [0.6, 0.6, 0.6], seconds=10.0), runs("b", [0.8, 0.8, 0.8], seconds=20.0))
-    b, a = result.rows
+def test_equal_seconds_are_the_median_run_of_the_fastest_arm():
+    slow = runs("b", [0.8, 0.8, 0.8], seconds=20.0)
+    fast = runs("a", [0.6, 0.7, 0.8])
+    for record, seconds in zip(fast.values(), (1.0, 20.0, 22.0), strict=True):
+        for point in record["curve"]:
+            point["seconds"] = point["epoch"] * seconds / 2
+    result = compared(fast, slow)
+    # One lucky run of 1 s would otherwise have been the horizon of all.
     assert result.seconds == 20.0
-    assert a.at_seconds.mean == pytest.approx(0.6)
-    assert b.at_seconds.mean == pytest.approx(0.6)  # half-way: after its first epoch
-    assert a.at_seconds.n == b.at_seconds.n == 3
+    rows = {row.arm: row for row in result.rows}
+    assert rows["a"].seconds == (20.0, 1.0, 22.0) and rows["b"].seconds == (40.0, 40.0, 40.0)
+    assert rows["b"].at_seconds == pytest.approx(0.6)  # half-way: after its first epoch
+    # The run that ended before counts with its end, the last is read off at 20 of its 22 s.
+    assert rows["a"].at_seconds == pytest.approx((0.6 + 0.7 + 0.6 + 0.2 * 9 / 11) / 3)
 
 
 def test_equal_operations_are_those_of_the_cheapest_run():
     result = compared(runs("a", [0.6], flops=1e9), runs("b", [0.8], flops=4e9))
     b, a = result.rows
     assert result.flops == 2e9
-    assert a.at_flops.mean == pytest.approx(0.6) and b.at_flops.mean == pytest.approx(0.5)
+    assert a.at_flops == pytest.approx(0.6) and b.at_flops == pytest.approx(0.5)
 
 
-def test_given_seconds_leave_out_runs_that_ended_before():
+def test_given_seconds_leave_out_arms_that_ended_before():
     result = compared(
         runs("a", [0.6], seconds=10.0), runs("b", [0.8], seconds=20.0), settings=replace(SETTINGS, seconds=30.0)
     )
     b, a = result.rows
-    assert a.at_seconds.n == 0 and b.at_seconds.mean == pytest.approx(0.7)
+    assert math.isnan(a.at_seconds) and b.at_seconds == pytest.approx(0.7)
+
+
+def test_a_run_that_diverged_keeps_its_last_score_to_the_end_of_the_budget():
+    records = runs("a", [0.6, 0.6])
+    job = final_jobs("a", ARMS["a"], GRID[0], SETTINGS)[2]
+    records[job.name] = diverged(job, [0.5], epochs=2)
+    row = compared(records).rows[0]
+    assert row.diverged == (2,) and row.missing == () and row.mark == "1 run diverged"
+    assert row.scores == {0: 0.6, 1: 0.6, 2: 0.5} and row.curve.score[-1] == pytest.approx(1.7 / 3)
+    # (0.4 + 0.5) / 2 over the first half, 0.5 over the second.
+    assert row.height.mean == pytest.approx((0.5 + 0.5 + 0.475) / 3)
+    assert row.at_seconds == pytest.approx(1.7 / 3) and row.at_flops == pytest.approx(1.7 / 3)
+    assert row.seconds == (20.0, 20.0, 20.0)
+
+
+def test_an_arm_of_which_all_runs_diverged_at_once_scores_as_the_untrained_model():
+    lost = {j.name: diverged(j, [], epochs=2) for j in final_jobs("a", ARMS["a"], GRID[0], SETTINGS)}
+    result = compared(lost, runs("b", [0.8, 0.8, 0.8]))
+    b, a = result.rows
+    assert result.seconds == 20.0 and a.score.mean == a.height.mean == a.at_seconds == pytest.approx(0.4)
+    assert math.isnan(a.seconds[0]) and a.reach_seconds == (math.inf,) * 3 and math.isnan(a.guards.velocity)
+    assert result.unfinished[0]["message"] == "non-finite loss" and b.mark == ""
+    alone = compared(lost)
+    assert math.isnan(alone.seconds) and alone.thresholds == ()
 
 
 def test_thresholds_lie_between_the_untrained_model_and_the_best_arm():
@@ -113,19 +145,31 @@ def test_guards_that_were_not_measured_are_unknown_not_zero():
     assert all(math.isnan(value) for value in (guards.velocity, guards.second, guards.diversity))
 
 
-def test_both_sets_of_seeds_have_a_mean_and_an_error_from_all_seeds():
-    row = compared(runs("a", [0.5, 0.6, 0.7])).rows[0]
-    assert row.sets == pytest.approx((0.55, 0.7))
-    assert row.set_errors == pytest.approx((0.1 / math.sqrt(2), 0.1))
-
-
-def test_missing_and_failed_runs_are_named():
+def test_missing_and_broken_runs_are_named():
     records = runs("a", [0.5, 0.6])
     job = final_jobs("a", ARMS["a"], GRID[0], SETTINGS)[2]
-    records[job.name] = failed(job, "out of memory")
+    records[job.name] = broken(job, "out of memory")
     result = compared(records)
-    assert result.missing == {"a": (2,)} and [record["message"] for record in result.failed] == ["out of memory"]
-    assert result.rows[0].seeds == (0, 1)
+    row = result.rows[0]
+    assert row.missing == (2,) and row.named == "a (1 run missing)" and list(row.scores) == [0, 1]
+    assert [record["message"] for record in result.unfinished] == ["out of memory"] and result.absent == ("b", "c")
+
+
+def test_an_arm_without_a_setting_that_works_says_so():
+    arm = an_arm("a")
+    records = {job.name: diverged(job, [0.5], epochs=2) for job in tuning_jobs("a", arm, SETTINGS)}
+    result = compare({"a": arm, "b": an_arm("b")}, SETTINGS, records)
+    assert result.absent == ("a (every setting diverged)", "b")
+    assert result.tunings[0].tried == {"low": "diverged", "high": "diverged"} and result.tunings[0].chosen is None
+
+
+def test_a_choice_at_the_edge_of_a_grid_is_noticed():
+    grid = (*GRID, Setting("higher", ("--config.train.learning_rate=4e-3",)))
+    arm = an_arm("a", grid)
+    for best in range(3):
+        jobs = tuning_jobs("a", arm, SETTINGS)
+        records = {job.name: tuned(job, [float(place == best)]) for place, job in enumerate(jobs)}
+        assert compare({"a": arm}, SETTINGS, records).tunings[0].at_edge == (best != 1)
 
 
 def test_runs_of_a_setting_that_was_not_chosen_do_not_count():
@@ -138,7 +182,7 @@ def test_runs_of_a_setting_that_was_not_chosen_do_not_count():
     result = compare({"a": arm}, SETTINGS, records)
     assert result.rows[0].setting == "high" and result.rows[0].score.mean == pytest.approx(0.5)
     assert result.tunings[0].tried == {"low": pytest.approx(0.2), "high": pytest.approx(0.3)}
-    assert result.tunings[0].chosen == "high"
+    assert result.tunings[0].chosen == "high" and not result.tunings[0].at_edge
 
 
 def test_seeds_that_are_not_asked_for_do_not_count():

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
-from made_up import GRID, an_arm, failed, finished, settings, tuned
+from made_up import GRID, an_arm, broken, diverged, finished, settings, tuned
 
 from awm.bench.jobs import (
+    Job,
     Record,
+    all_jobs,
     best_setting,
     final_jobs,
     jobs_to_run,
@@ -39,18 +43,41 @@ def test_an_arm_is_reported_once_its_grid_is_tried_with_the_best_point():
 
 
 def test_runs_with_a_record_are_not_made_again():
-    records = {HIGH.name: tuned(HIGH, [0.5]), LOW.name: failed(LOW)}
+    records = {HIGH.name: tuned(HIGH, [0.5]), LOW.name: tuned(LOW, [0.4])}
     job = final_jobs("a", ARMS["a"], GRID[1], SETTINGS)[1]
     records[job.name] = finished(job, [0.5, 0.6])
     assert [name for name in names(records) if name.startswith("a")] == [f"a-high-seed{seed}" for seed in (0, 2, 3)]
 
 
-def test_a_failed_point_of_the_grid_is_not_chosen_and_an_arm_of_failures_is_not_run():
-    records = {LOW.name: failed(LOW), HIGH.name: tuned(HIGH, [0.1])}
+def lost(job: Job) -> Record:
+    return diverged(job, [0.5], epochs=2)
+
+
+def test_a_point_that_diverged_is_not_chosen_and_never_tried_again():
+    # It had a higher reward before it did.
+    records = {LOW.name: lost(LOW) | {"training_reward": [9.0]}, HIGH.name: tuned(HIGH, [0.1])}
     assert best_setting("a", ARMS["a"], SETTINGS, records) == GRID[1]
-    records[HIGH.name] = failed(HIGH)
+    assert not {LOW.name, HIGH.name} & set(names(records))
+
+
+def test_an_arm_that_always_diverged_is_not_run():
+    records = {job.name: lost(job) for job in (LOW, HIGH)}
     assert best_setting("a", ARMS["a"], SETTINGS, records) is None
     assert not any(name.startswith("a") for name in names(records))
+
+
+def test_a_broken_point_says_nothing_and_its_arm_waits():
+    # Choosing among the others would let an accident of the machine decide.
+    records = {LOW.name: broken(LOW), HIGH.name: tuned(HIGH, [0.1])}
+    assert best_setting("a", ARMS["a"], SETTINGS, records) is None
+    assert not any(name.startswith("a") for name in names(records))
+    assert num_jobs_left(ARMS, SETTINGS, records, BOTH) == 4
+
+
+def test_rewards_that_are_missing_choose_nothing():
+    records = {LOW.name: tuned(LOW, [0.5, None]), HIGH.name: tuned(HIGH, [None, 0.1])}
+    assert best_setting("a", ARMS["a"], SETTINGS, records) == GRID[1]
+    assert math.isnan(tuning_score(records[LOW.name]))
 
 
 def test_a_held_out_score_decides_nothing():
@@ -97,5 +124,7 @@ def test_what_is_fixed_stands_after_what_an_arm_or_the_user_may_choose():
     assert config.evaluation.max_prompts * config.evaluation.num_images_per_prompt == config.evaluation.num_saved_images
 
 
-def test_only_one_run_of_an_arm_keeps_its_pictures():
-    assert [job.pictures for job in final_jobs("a", ARMS["a"], GRID[0], SETTINGS)] == [True, False, False, False]
+def test_all_jobs_are_those_of_any_choice():
+    found = all_jobs(ARMS, SETTINGS)
+    assert len(found) == 2 + 2 * 4 + 4 and all(job.name == name for name, job in found.items())
+    assert found["a-high-seed3"].stage == "final" and found["a-low-seed100"] == LOW

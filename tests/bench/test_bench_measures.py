@@ -10,8 +10,10 @@ from awm.bench.measures import (
     average_ranks,
     estimate,
     first_reach,
+    is_above_zero,
     mean_height,
     median,
+    pooled_deviation,
     spearman,
     swaps,
     value_at,
@@ -81,6 +83,24 @@ def test_estimate_by_hand():
 def test_one_value_has_no_error_and_none_no_mean():
     assert estimate([2.0]).mean == 2.0 and math.isnan(estimate([2.0]).standard_error)
     assert math.isnan(estimate([]).mean)
+
+
+def test_above_zero_follows_students_t():
+    # Mean 2, sd 1, n = 3: t = 2 sqrt 3 = 3.46 < 4.303; with mean 3 it is 5.2.
+    assert not is_above_zero([1.0, 2.0, 3.0]) and is_above_zero([2.0, 3.0, 4.0])
+    assert not is_above_zero([-2.0, -3.0, -4.0]) and not is_above_zero([0.0, 0.0])
+
+
+def test_one_value_is_not_clearly_above_zero_and_many_need_little_more_than_two_errors():
+    assert not is_above_zero([5.0]) and not is_above_zero([])
+    many = [-1.0, 1.0] * 50  # standard error 0.1005
+    assert is_above_zero([v + 0.23 for v in many]) and not is_above_zero([v + 0.22 for v in many])
+
+
+def test_pooled_deviation_by_hand():
+    # Squares 2 and 8 with 2 and 1 degrees of freedom; how far the groups lie apart does not count.
+    assert pooled_deviation([[1.0, 2.0, 3.0], [100.0, 104.0], [7.0]]) == pytest.approx(math.sqrt(10 / 3), abs=1e-12)
+    assert math.isnan(pooled_deviation([[1.0], []]))
 
 
 def test_equal_values_share_their_ranks():

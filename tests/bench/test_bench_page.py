@@ -11,10 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import GRID, an_arm, failed, finished, settings, tuned
+from made_up import GRID, an_arm, broken, diverged, finished, settings, tuned
 from PIL import Image
 
-from awm.bench.cells import coloured, flops, gain, of_all, plus_minus
+from awm.bench.arms import Setting
+from awm.bench.cells import coloured, flops, gain, plus_minus
 from awm.bench.comparison import compare
 from awm.bench.jobs import Record, final_jobs, tuning_jobs
 from awm.bench.measures import Estimate
@@ -33,14 +34,14 @@ def comparison_records(finals: dict[str, float], settings: Settings = SETTINGS) 
         for job, reward in zip(tuning_jobs(name, ARMS[name], settings), (0.5, 0.4), strict=True):
             records[job.name] = tuned(job, [reward, reward])
         for job in final_jobs(name, ARMS[name], GRID[0], settings):
-            noise = 0.01 * (job.seed % 3)
+            noise = 0.01 * (job.seed * int(name[3:]) % 3)
             records[job.name] = finished(job, [0.45, 0.5, last + noise], flops=1e12 * (1 + len(name)))
     return records
 
 
 def written(records: dict[str, Record], folder: Path, settings: Settings = SETTINGS) -> str:
     comparison = compare(ARMS, settings, records)
-    return page(comparison, stability(comparison.rows), settings, records, folder, "awm-bench algorithms")
+    return page(comparison, stability(comparison.rows, settings), settings, records, folder, "awm-bench algorithms")
 
 
 FULL = comparison_records({name: 0.5 + 0.01 * number for number, name in enumerate(ARMS)})
@@ -91,17 +92,27 @@ def test_a_full_page_is_whole_and_needs_nothing_else(tmp_path: Path):
 
 
 def test_the_verdict_names_those_that_are_not_clearly_behind(tmp_path: Path):
-    html = written(comparison_records({"arm1": 0.60, "arm2": 0.599, "arm3": 0.4}), tmp_path)
-    verdict = re.search(r'class="verdict">(.*?)</p>', html)
-    assert verdict and "less than two standard errors behind: Rule &lt;2&gt;." in verdict[1]
+    records = comparison_records({"arm1": 0.60, "arm2": 0.599, "arm3": 0.4})
+    verdict = re.search(r'class="verdict">(.*?)</p>', written(records, tmp_path))
+    assert verdict and "not clearly behind: Rule &lt;2&gt; (95 % t intervals" in verdict[1]
+    assert "paired by seed; not adjusted for picking the best" in verdict[1]
     assert "The ranking is stable" in verdict[1]
+
+
+def test_a_difference_that_all_seeds_share_is_clear_however_much_they_spread(tmp_path: Path):
+    records = comparison_records({"arm1": 0.60, "arm2": 0.5})
+    for record in records.values():
+        if record["stage"] == "final":
+            record["curve"][-1]["score"] = (0.5 if record["arm"] == "arm1" else 0.48) + 0.1 * record["seed"]
+    assert "all others are clearly behind" in written(records, tmp_path)
 
 
 def test_a_ranking_that_is_not_stable_is_said_at_the_top(tmp_path: Path):
     records = comparison_records({"arm1": 0.60, "arm2": 0.5, "arm3": 0.4})
     for name, record in records.items():
-        if record["stage"] == "final" and record["seed"] > 2:
-            record["curve"][-1]["score"] = {"1": 0.4, "2": 0.5, "3": 0.6}[name[3]] + 0.01 * (record["seed"] % 3)
+        if record["stage"] == "final":
+            order = (0.6, 0.5, 0.4) if record["seed"] < 3 else (0.4, 0.5, 0.6)
+            record["curve"][-1]["score"] = order[int(name[3]) - 1] + 0.01 * (record["seed"] % 3)
     html = written(records, tmp_path)
     assert '<td>1 <small class="beside">0.610 ± ' in html and '<td>3 <small class="beside">0.410 ± ' in html
     assert html.index("NOT stable") < html.index("<h2>") and "Pairs that change places" in html
@@ -112,7 +123,7 @@ def test_a_ranking_that_is_not_stable_is_said_at_the_top(tmp_path: Path):
 def test_little_is_a_page_too(tmp_path: Path, only: dict[str, float]):
     html = written(comparison_records(only), tmp_path)
     check(html)
-    assert ("No arm has a finished run yet" in html) == (not only)
+    assert ("No arm has a result yet" in html) == (not only)
 
 
 def test_single_seeds_have_no_errors_and_the_page_says_what_they_are_worth(tmp_path: Path):
@@ -122,13 +133,82 @@ def test_single_seeds_have_no_errors_and_the_page_says_what_they_are_worth(tmp_p
     assert "fewer than three say little" in html and "Whether the ranking is stable is not known" in html
 
 
-def test_failures_missing_runs_and_machines_are_told(tmp_path: Path):
+def test_missing_runs_and_arms_are_told_at_the_top(tmp_path: Path):
     records: dict[str, Any] = comparison_records({"arm1": 0.6, "arm2": 0.5})
     job = final_jobs("arm1", ARMS["arm1"], GRID[0], SETTINGS)[3]
-    records[job.name] = failed(job, "loss <nan> in step 3")
-    records[next(iter(records))]["machine"] = "another"
+    records[job.name] = broken(job, "disk <full>")
     html = written(records, tmp_path)
-    assert "arm1 (seeds 3)" in html and "loss &lt;nan&gt; in step 3" in html and "Made on 2 machines" in html
+    top, below = html.split("<h2>", 1)
+    assert "2 of 20 arms; missing: Rule &lt;0&gt;, Rule &lt;3&gt;" in top
+    assert top.count("Rule &lt;1&gt; (1 run missing)") == 2
+    assert '<span class="down">1 run missing</span>' in below and "disk &lt;full&gt;" in below
+
+
+def test_an_arm_that_diverged_is_marked_in_table_and_verdict(tmp_path: Path):
+    records: dict[str, Any] = comparison_records({"arm1": 0.6, "arm2": 0.5})
+    for job in final_jobs("arm1", ARMS["arm1"], GRID[0], SETTINGS)[:2]:
+        records[job.name] = diverged(job, [0.6], epochs=3)
+    for job in final_jobs("arm3", ARMS["arm3"], GRID[0], SETTINGS):
+        records[job.name] = diverged(job, [], epochs=3)
+    for job in tuning_jobs("arm3", ARMS["arm3"], SETTINGS):
+        records[job.name] = tuned(job, [0.5])
+    html = written(records, tmp_path)
+    check(html)
+    verdict = re.search(r'class="verdict">(.*?)</p>', html)
+    assert verdict and "Rule &lt;1&gt; (2 runs diverged) leads" in verdict[1]
+    # One that nobody would take for the best is named, too.
+    assert "finished: Rule &lt;1&gt; (2 runs diverged), Rule &lt;3&gt; (6 runs diverged)." in verdict[1]
+    assert '<span class="down">6 runs diverged</span>' in html and "keeps its last held-out score" in html
+
+
+def test_nothing_but_runs_that_diverged_is_a_page_too(tmp_path: Path):
+    jobs = [*final_jobs("arm1", ARMS["arm1"], GRID[0], SETTINGS)]
+    records: dict[str, Record] = {job.name: diverged(job, [], epochs=3) for job in jobs}
+    records |= {job.name: tuned(job, [0.5]) for job in tuning_jobs("arm1", ARMS["arm1"], SETTINGS)}
+    html = written(records, tmp_path)
+    check(html)
+    assert "Rule &lt;1&gt; (6 runs diverged) leads" in html and "No arm is above the untrained model" in html
+
+
+@pytest.mark.parametrize(
+    "change, note",
+    [
+        ({"machine": "another"}, "Made on 2 machines"),
+        ({"commit": "another"}, "Made by 2 commits"),
+        ({"clean": False}, "uncommitted changes"),
+        ({"versions": {"torch": "3"}}, "different versions of the libraries"),
+    ],
+)
+def test_what_the_runs_do_not_share_is_told(tmp_path: Path, change: dict[str, Any], note: str):
+    records: dict[str, Any] = comparison_records({"arm1": 0.6, "arm2": 0.5})
+    assert note not in written(records, tmp_path).split("<h2>")[0]
+    next(iter(records.values())).update(change)
+    assert note in written(records, tmp_path).split("<h2>")[0]
+
+
+def test_how_arms_were_tuned_and_what_favours_whom_is_said(tmp_path: Path):
+    html = written(FULL, tmp_path)
+    assert "was once tuned for AWM" in html and "held-out prompts are those that earlier development" in html
+    assert "half the training images, with seed 100" in html and "(at the edge)" not in html
+    declared = settings(seeds=(0, 1, 2), second_seeds=(3, 4, 5), tuning_images=256)
+    assert "256 training images, with seed 100" in written(FULL, tmp_path, declared)
+
+
+def test_a_choice_at_the_edge_of_its_grid_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    grid = (*GRID, Setting("higher", ("--config.train.learning_rate=4e-3",)))
+    monkeypatch.setitem(ARMS, "arm1", an_arm("Rule <1>", grid))
+    records = {job.name: tuned(job, [0.1]) for job in tuning_jobs("arm1", ARMS["arm1"], SETTINGS)}
+    html = written(records, tmp_path)
+    assert "(at the edge)" in html and "a better one may lie beyond: Rule &lt;1&gt;" in html
+
+
+def test_the_horizon_of_seconds_is_explained_with_the_spread_of_the_runs(tmp_path: Path):
+    records: dict[str, Any] = comparison_records({"arm1": 0.6, "arm2": 0.5})
+    for point in records["arm1-low-seed3"]["curve"]:
+        point["seconds"] *= 3
+    html = written(records, tmp_path)
+    assert "30 s<small>30 s to 1 min 30 s</small>" in html and "30 s<small>30 s to 30 s</small>" in html
+    assert "no run was planned for a budget of seconds" in html and "median run of the fastest arm" in html
 
 
 def test_every_arm_says_what_it_changes_in_the_quickstart(tmp_path: Path):
@@ -149,15 +229,15 @@ def test_arms_beyond_their_guards_are_red(tmp_path: Path):
     assert '<span class="down">1.500</span>' in written(records, tmp_path)
 
 
-def test_pictures_are_shown_below_their_prompts_the_untrained_models_first(tmp_path: Path):
+def test_pictures_are_of_the_first_seed_that_all_arms_have(tmp_path: Path):
     records = comparison_records({"arm1": 0.6, "arm2": 0.5})
-    (tmp_path / "runs").mkdir()
-    for name in ("untrained", "arm1-low-seed0", "arm2-low-seed0"):
-        Image.fromarray(np.zeros((8, 64, 3), np.uint8)).save(tmp_path / "runs" / f"{name}.png")
-    records["arm1-low-seed0"]["captions"] = ["a photo of a <circle>"]
+    del records["arm2-low-seed0"]
+    (tmp_path / "records").mkdir()
+    for name in ("untrained", "arm1-low-seed0", "arm1-low-seed1", "arm2-low-seed1"):
+        Image.fromarray(np.zeros((8, 256, 3), np.uint8)).save(tmp_path / "records" / f"{name}.jpg")
     html = written(records, tmp_path)
     check(html)
-    assert html.count("data:image/png") == 3 and "a photo of a &lt;circle&gt;" in html
+    assert html.count("data:image/jpeg") == 3 and "a photo of a &lt;circle&gt;" in html and "seed 1, the first" in html
     assert html.index("Untrained model: held-out") < html.index("Rule &lt;1&gt;: held-out images")
 
 
@@ -182,7 +262,6 @@ def test_curves_stay_inside_of_their_plot():
 def test_cells():
     assert plus_minus(Estimate(3, 0.5, 0.0123)) == "0.500 ± 0.012"
     assert plus_minus(Estimate(1, 0.5, math.nan)) == "0.500"
-    assert of_all(Estimate(2, 0.5, 0.1), 2) == "0.500" and of_all(Estimate(1, 0.5, 0.1), 2) == "–"
     assert [flops(value) for value in (1.5e15, 2e12, 3e9, 5e6)] == ["1.5 PFLOP", "2 TFLOP", "3 GFLOP", "0.005 GFLOP"]
     assert gain(-0.0123, 0.001) == "−0.012 ± 0.001" and gain(0.5, math.nan) == "+0.500" and gain(math.nan, 0.1) == "–"
     assert coloured("x", is_good=True) == "x" and "down" in coloured("x", is_good=False)

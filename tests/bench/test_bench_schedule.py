@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import pytest
-from made_up import GRID, an_arm, failed, settings, tuned
+from made_up import GRID, an_arm, broken, diverged, settings, tuned
 
 from awm.bench.jobs import Job, Record, jobs_to_run, num_jobs_left
 from awm.bench.schedule import STOP_S, run_all
@@ -40,9 +40,14 @@ class World:
     """What was started, shown and said."""
 
     def __init__(
-        self, length: Callable[[Job], float] = lambda job: 2, *, failing: str = "?", deaf: bool = False
+        self,
+        length: Callable[[Job], float] = lambda job: 2,
+        *,
+        diverging: str = "?",
+        breaking: str = "?",
+        deaf: bool = False,
     ) -> None:
-        self.length, self.failing, self.deaf = length, failing, deaf
+        self.length, self.diverging, self.breaking, self.deaf = length, diverging, breaking, deaf
         self.known: dict[str, Record] = {}
         self.runs: list[FakeRunning] = []
         self.most = self.looks = 0
@@ -50,7 +55,11 @@ class World:
         self.endings: list[str] = []
 
     def start(self, job: Job) -> FakeRunning:
-        record = failed(job) if job.name.startswith(self.failing) else tuned(job, [0.5, 0.5])
+        record: Record = tuned(job, [0.5, 0.5])
+        if job.name.startswith(self.diverging):
+            record = diverged(job, [0.5], epochs=2)
+        if job.name.startswith(self.breaking):
+            record = broken(job)
         self.runs.append(FakeRunning(job, self.length(job), record, deaf=self.deaf))
         return self.runs[-1]
 
@@ -99,16 +108,16 @@ def test_a_chosen_setting_starts_while_another_arm_still_runs():
     assert world.endings.index("a-low-seed3 finished") < world.endings.index("b-low-seed0 finished")
 
 
-def test_a_failure_is_a_record_and_the_rest_goes_on():
-    world = World(failing="a-low")
+def test_a_run_that_diverged_is_a_record_and_the_rest_goes_on():
+    world = World(diverging="a-low")
     records = world.run()
-    assert [record["name"] for record in records if record["status"] == "failed"] == ["a-low-seed100"]
+    assert [record["name"] for record in records if record["status"] == "diverged"] == ["a-low-seed100"]
     assert {run.job.setting for run in world.runs if run.job.arm == "a" and run.job.stage == "final"} == {"high"}
     assert len(records) == 10
 
 
-def test_a_failed_job_is_not_tried_again_in_the_same_call():
-    world = World(failing="")
+def test_a_broken_job_is_not_tried_again_in_the_same_call_and_its_arm_waits():
+    world = World(breaking="")
     world.run()
     assert len(world.runs) == len({run.job.name for run in world.runs}) == 2 + 4
 

@@ -25,7 +25,9 @@ def test_a_folder_is_continued_as_it_was_begun_also_on_a_machine_with_another_pr
     assert begin(tmp_path, precision="no") == begun
 
 
-@pytest.mark.parametrize("name, value", [("images", 1024), ("evaluations", 2), ("prompts", 9), ("tuning_seed", 50)])
+@pytest.mark.parametrize(
+    "name, value", [("images", 1024), ("evaluations", 2), ("prompts", 9), ("tuning_seed", 50), ("tuning_images", 64)]
+)
 def test_other_settings_than_the_folders_are_refused(tmp_path: Path, name: str, value: int):
     begun = begin(tmp_path)
     with pytest.raises(ValueError, match=rf"--{name.replace('_', '-')} {getattr(begun, name)}, not {value}"):
@@ -58,6 +60,7 @@ def test_settings_that_are_not_kept_do_not_bind(tmp_path: Path):
         ({"seeds": ()}, "--seeds is empty"),
         ({"tuning_seed": 2}, "must not be chosen on a run that is reported"),
         ({"images": 0}, "--images 0"),
+        ({"tuning_images": 0}, "--tuning-images 0"),
         ({"seconds": 0.0}, "--seconds 0"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -24,10 +25,14 @@ def rows(scores: dict[str, tuple[list[float], list[float]]]) -> list[Row]:
     return list(compare(arms, SETTINGS, records).rows)
 
 
+def stable_rows(scores: dict[str, tuple[list[float], list[float]]]) -> Stability:
+    return stability(rows(scores), SETTINGS)
+
+
 def ranked(**scores: tuple[float, float]) -> Stability:
     """Each arm's mean in the first and the second set, seeds 0.01 apart."""
     around = (-0.01, 0.0, 0.01)
-    return stability(rows({name: tuple([mean + x for x in around] for mean in both) for name, both in scores.items()}))
+    return stable_rows({name: tuple([mean + x for x in around] for mean in both) for name, both in scores.items()})
 
 
 def test_the_same_order_twice_is_stable():
@@ -55,9 +60,23 @@ def test_many_small_changes_of_places_are_not_stable_either():
 
 def test_two_arms_or_one_set_of_seeds_say_nothing():
     assert ranked(a=(0.7, 0.7), b=(0.6, 0.6)).is_stable is None
-    alone = [replace(row, sets=(row.sets[0], float("nan"))) for row in rows({"a": ([0.5] * 3, [0.5] * 3)})]
-    result = stability(alone * 3)
-    assert result.is_stable is None and result.arms == () and "not known: 0 arms have" in result.sentence
+    alone = stability(rows({name: ([0.5] * 3, [0.5] * 3) for name in "abc"}), replace(SETTINGS, second_seeds=()))
+    assert alone.is_stable is None and not alone.means and "not known: 0 arms have" in alone.sentence
+
+
+def test_errors_come_from_the_spread_within_a_set():
+    # All seeds of an arm together spread by 0.1 because its sets differ by 0.2: that must not excuse the difference.
+    result = ranked(a=(0.7, 0.5), b=(0.5, 0.7), c=(0.3, 0.3))
+    assert result.errors["a"] == pytest.approx((0.01 / math.sqrt(3),) * 2)
+    assert len(result.serious) == 1 and result.is_stable is False
+
+
+def test_the_better_half_is_looked_at_by_itself():
+    # Five places below the top three are clear; among the three nothing is.
+    scores = {f"x{number}": (0.1 * number, 0.1 * number) for number in range(1, 4)}
+    result = ranked(a=(0.903, 0.9), b=(0.902, 0.901), c=(0.9, 0.903), **scores)
+    assert result.top_correlation == pytest.approx(-1.0) and result.correlation > 0.7
+    assert "(-1.00 in the better half)" in result.sentence
 
 
 def test_arms_that_all_score_alike_have_no_ranking():
@@ -73,6 +92,5 @@ def test_single_seeds_have_no_errors_and_so_no_serious_changes():
         for name in arms
         for job, score in zip(final_jobs(name, arms[name], GRID[0], one), scores[name], strict=True)
     }
-    result = stability(compare(arms, one, records).rows)
-    # Two seeds of an arm do have a spread, a huge one here.
+    result = stability(compare(arms, one, records).rows, one)
     assert len(result.swapped) == 3 and result.serious == () and result.is_stable is False
