@@ -12,7 +12,6 @@ from ml_collections import ConfigDict
 
 from awm.configuration import default_config
 
-
 # A shell starts jobs in the background with SIGINT ignored, which children inherit: then nothing could be interrupted.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
