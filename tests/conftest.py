@@ -12,9 +12,11 @@ from ml_collections import ConfigDict
 
 from awm.configuration import default_config
 
-# A shell starts jobs in the background with SIGINT ignored, which children inherit: then nothing could be interrupted.
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell starts jobs in the background with SIGINT ignored, nohup does so with SIGHUP, and children would inherit that.
+# With a handler in this process, it is the default in theirs.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, lambda *_: None)):
+    if signal.getsignal(number) == signal.SIG_IGN:
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
