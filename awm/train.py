@@ -83,10 +83,9 @@ def train(config: ConfigDict, distributed: Distributed, stop: StopRequest, liven
         config.run_name = distributed.broadcast_object(time.strftime("run_%Y%m%d_%H%M%S"))
     status = 0
     with run_lock(Path(config.logdir) / config.run_name, distributed):
-        idle = without_effect(config)
-        if idle and distributed.is_main:
-            print(f"{', '.join(idle)}: without effect with train.algorithm={config.train.algorithm}", flush=True)
         trainer = build_trainer(config, distributed, stop)
+        if distributed.is_main and (idle := without_effect(config)):
+            print(f"{', '.join(idle)}: without effect with train.algorithm={config.train.algorithm}", flush=True)
         stop.install()  # from here on a signal waits for the next safe point
         try:
             trainer.train()

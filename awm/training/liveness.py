@@ -72,7 +72,7 @@ class Liveness:
         self._ending = True
         self._tell(self._message("failed", text=text[:LONGEST_TEXT]))
 
-    def already_said(self, text: str, *, alike: bool = False, patience_s: float = 3.0) -> bool:
+    def already_said(self, text: str, *, alike: bool = False, patience_s: float = 5.0) -> bool:
         """Whether a rank with a lower number fails with the same words; waits a little for that.
 
         Args:
