@@ -12,14 +12,17 @@ from awm.bench.arms import BASE, RECIPES
 from awm.bench.jobs import Job, trainer_arguments
 from awm.bench.settings import Settings
 from awm.command_line import parse
-from awm.configuration import config_to_dict, flatten
+from awm.configuration import config_to_dict, default_config, flatten
 
 # Of a single run, or of the place it is made at; epochs and evaluations follow from the budget.
 OWN = ("run_name", "logdir", "seed", "resume_from", "num_epochs", "eval_freq", "reward_server.urls")
 
 
 def digest(job: Job, settings: Settings) -> str:
-    """A number for the whole resolved configuration of a job and its budget, equal for all seeds.
+    """A number for the resolved configuration of a job and its budget, equal for all seeds.
+
+    Keys at their defaults do not count: those that a later version adds leave results valid. What code makes of a
+    configuration is not seen either; each record has its commit.
 
     Raises:
         ValueError: the configuration is not valid; the message names arm and setting.
@@ -29,7 +32,10 @@ def digest(job: Job, settings: Settings) -> str:
         "images": settings.images if final else settings.tuning_images or f"half of {settings.images}",
         "evaluations": settings.evaluations if final else 0,
     }
-    text = json.dumps([_configuration(job.words, settings, job.label), budget], sort_keys=True)
+    default = flatten(config_to_dict(default_config()))
+    values = _configuration(job.words, settings, job.label)
+    changed = {key: value for key, value in values.items() if key not in default or value != default[key]}
+    text = json.dumps([changed, budget], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from made_up import GRID, an_arm, settings
+from ml_collections import ConfigDict
 
+from awm.bench import identity
 from awm.bench.arms import Arm
 from awm.bench.identity import changes, digest
 from awm.bench.jobs import final_jobs, tuning_jobs
@@ -48,6 +51,35 @@ def test_a_setting_of_the_comparison_is_one(other):
 def test_any_key_of_the_configuration_is_one():
     arm = Arm("x", "", overrides=(*ARM.overrides, "--config.sample.eval_num_steps=20"), grid=GRID)
     assert digest(JOB, SETTINGS) != digest(final_jobs("a", arm, GRID[0], SETTINGS)[0], SETTINGS)
+
+
+def test_a_key_that_a_later_version_adds_leaves_results_valid(monkeypatch: pytest.MonkeyPatch):
+    before, default, resolved = digest(JOB, SETTINGS), identity.default_config, identity.resolved
+
+    def with_key(value: str):
+        def make(*arguments: Any) -> ConfigDict:
+            config = resolved(*arguments)
+            with config.unlocked():
+                config.new_key = value
+            return config
+
+        identity._configuration.cache_clear()
+        monkeypatch.setattr(identity, "resolved", make)
+
+    def default_with_key() -> ConfigDict:
+        config = default()
+        with config.unlocked():
+            config.new_key = "as before"
+        return config
+
+    monkeypatch.setattr(identity, "default_config", default_with_key)
+    try:
+        with_key("as before")
+        assert digest(JOB, SETTINGS) == before
+        with_key("otherwise")
+        assert digest(JOB, SETTINGS) != before
+    finally:
+        identity._configuration.cache_clear()
 
 
 def test_a_tuning_run_depends_on_its_own_budget_alone():
