@@ -35,7 +35,7 @@ def harvest(run: Path, work: Work, epochs: int, *, evaluated: bool, diverged: bo
     Returns:
         ``training_reward`` and ``velocity_norm_ratio`` of each epoch, ``curve`` (a row for each evaluation: epoch,
         images, seconds of training alone, flops, score, second, diversity), the ``first`` and ``last`` held-out score
-        of every image and ``captions`` of the pictures; JSON as it is.
+        of every image and ``captions`` of the pictures; JSON as it is. Seconds are the processor's, where it computes.
 
     Raises:
         UnfinishedError: epochs or evaluations are missing.
@@ -59,7 +59,7 @@ def harvest(run: Path, work: Work, epochs: int, *, evaluated: bool, diverged: bo
         raise UnfinishedError(
             f"the evaluation {'before the first' if 0 not in found else 'after the last'} epoch is missing"
         )
-    spent = [0.0, *accumulate(line["time/epoch_s"] for line in training)]
+    spent = [0.0, *accumulate(line.get("time/processor_s", line["time/epoch_s"]) for line in training)]
     record["curve"] = [
         {
             "epoch": epoch,

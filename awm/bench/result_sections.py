@@ -60,7 +60,8 @@ def ranking_section(comparison: Comparison, settings: Settings) -> str:
         f"{operations} (a run of the cheapest arm), on straight lines between evaluations; {DASH}: half of the runs "
         f"end before. All runs end at {count(settings.images, 'image')}, and these scores are read off the way there: "
         "no run was planned for a budget of seconds, and nothing is known of any beyond its end; a run that ended a "
-        "little sooner counts with its end. Seconds leave evaluations out; runs go side by side, on one thread each. "
+        "little sooner counts with its end. Seconds leave evaluations out; on a CPU, where runs go side by side on one "
+        "thread each, they are the processor's, which other work on the machine lengthens little. "
         "Time of a run: median, shortest and longest. A run that diverged (its loss or gradient was not finite) keeps "
         "its last held-out score.</p>" + table(head, body, left=(1, 2))
     )

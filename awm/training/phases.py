@@ -24,12 +24,20 @@ class PhaseTimer:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
+        self._processor = time.process_time()
 
     def lap(self, phase: str) -> None:
         """The time since the previous lap, or since construction, was ``phase``."""
         now = time.perf_counter()
         self.seconds[phase] = now - self._last
         self._last = now
+
+    def processor_seconds(self) -> float:
+        """Seconds that the processor's cores spent on this process, in all its threads, since construction.
+
+        Where the network computes on the processor, other work on the machine lengthens laps, but hardly these.
+        """
+        return time.process_time() - self._processor
 
 
 class DeviceStopwatch:

@@ -86,7 +86,10 @@ class Trainer:
         self.step += steps
         self.move_slow_weights(steps)
         timer.lap("train")
-        timing = timing_metrics(timer.seconds | rollout.seconds, self.geometry.images, self.distributed)
+        seconds = timer.seconds | rollout.seconds
+        if self.distributed.device.type == "cpu":
+            seconds["processor"] = timer.processor_seconds()
+        timing = timing_metrics(seconds, self.geometry.images, self.distributed)
         self.outputs.write_grid(self.epoch, prompts, rollout)
         self.finish_epoch(losses | weights | rewards.metrics() | timing)
 

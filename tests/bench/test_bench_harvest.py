@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,16 @@ def test_the_curve_has_the_budget_spent_at_every_evaluation(tmp_path: Path):
     assert [point["seconds"] for point in record["curve"]] == [0.0, 11.0 + 12.0, 11.0 + 12.0 + 13.0 + 14.0]
     assert [point["score"] for point in record["curve"]] == pytest.approx([0.4, 0.42, 0.44])
     assert [point["second"] for point in record["curve"]] == [-2.0, -4.0, -6.0]
+
+
+def test_the_processor_s_seconds_count_where_there_are_some(tmp_path: Path):
+    run = write_run(tmp_path)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "time/epoch_s" in line:
+            line["time/processor_s"] = 1.0
+    (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [point["seconds"] for point in harvest(run, WORK, 4, evaluated=True)["curve"]] == [0.0, 2.0, 4.0]
 
 
 def test_guards_and_training_rewards_are_there_for_every_epoch(tmp_path: Path):

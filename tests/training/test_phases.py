@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import pytest
@@ -29,6 +30,16 @@ def test_laps_follow_each_other(monkeypatch: pytest.MonkeyPatch):
     clock.now += 5
     timer.lap("train")
     assert timer.seconds == {"rollout": 3.0, "train": 5.0}
+
+
+def test_the_processor_s_time_is_not_the_wall_clock_s():
+    timer = PhaseTimer()
+    time.sleep(0.2)
+    assert timer.processor_seconds() < 0.1
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    assert timer.processor_seconds() >= 0.1
 
 
 def test_a_stopwatch_adds_up_its_sections_and_nothing_between_them(monkeypatch: pytest.MonkeyPatch):
@@ -67,7 +78,7 @@ def test_a_run_logs_every_phase(make_config: Callable[..., ConfigDict]):
     folder = run(make_config(num_epochs=2, eval_freq=1)).outputs.run
     base, first, second = read_metrics(folder / "metrics.jsonl")
     assert base["time/eval_s"] > 0 and "time/rollout_s" not in base
-    for phase in ("rollout", "encode", "decode", "reward_wait", "train", "epoch", "eval"):
+    for phase in ("rollout", "encode", "decode", "reward_wait", "train", "processor", "epoch", "eval"):
         assert first[f"time/{phase}_s"] > 0, phase
     assert first["time/encode_s"] + first["time/decode_s"] < first["time/rollout_s"]
     assert "time/save_s" not in first and second["time/save_s"] > 0  # the checkpoint after the first epoch
