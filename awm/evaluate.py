@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awm.command_line import parse
+from awm.freed_memory import keep_freed_memory
 from awm.quiet import quiet_libraries
 from awm.registry import nearest
 from awm.rewards.errors import RewardError
@@ -105,6 +106,8 @@ def evaluate(config: ConfigDict, arguments: argparse.Namespace, stop: StopReques
     from awm.training.ending import is_lost_contact
 
     stop.distributed = distributed = Distributed(config.mixed_precision)
+    if distributed.device.type == "cpu":
+        keep_freed_memory()
     try:
         run = HeldOutRun(config, arguments, distributed, stop)
         stop.install()  # from here on a signal waits for the end of a batch
