@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from awm.flow.times import shifted_grid
+from awm.objectives.forward_process import ForwardProcess
 from awm.types import Condition, Experience
 
 
@@ -64,6 +67,7 @@ class FakePolicy:
             for name in ("anchor", "reference", "average", "rollout")
         }
         self.used: list[str] = []
+        self.equal: set[str] = set()  # what it claims to know, until current moves
 
     @contextmanager
     def using(self, name: str) -> Iterator[None]:
@@ -77,6 +81,15 @@ class FakePolicy:
             yield
         finally:
             self.model.transformer.load_state_dict(saved)
+
+    def sampling(self, name: str) -> AbstractContextManager[None]:
+        return self.using(name)
+
+    def equals_current(self, name: str) -> bool:
+        return name in self.equal
+
+    def current_moved(self) -> None:
+        self.equal.clear()
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         return list(self.model.transformer.parameters())
@@ -104,6 +117,14 @@ class FakePolicy:
     def _update(self, name: str, decay: float) -> None:
         current = self.model.transformer.state_dict()
         self.sets[name] = {k: decay * self.sets[name][k] + (1 - decay) * v for k, v in current.items()}
+
+
+def on_forward_process(kind: Callable[..., Any], **options: Any) -> Any:
+    """An objective made as the trainer makes it: those of the options that are ``ForwardProcess``'s go there."""
+    names = inspect.signature(ForwardProcess).parameters
+    shared = {name: value for name, value in options.items() if name in names}
+    own = {name: value for name, value in options.items() if name not in names}
+    return kind(forward=ForwardProcess(**{"grid": shifted_grid(14), **shared}), **own)
 
 
 def make_experience(

@@ -150,9 +150,8 @@ class CRD:
         groups, scores = StepGroups(micro_batches, gather), []
         for batch in micro_batches:
             noised = self.forward.noised(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
-            anchor = self.forward.frozen(policy, noised, anchor=True)["anchor"]
-            current = noised.frozen_velocity(policy, "current", self.forward.guidance_scale)
-            pair = [matching_score(v, noised.target, adaptive=self.adaptive).T for v in (anchor, current)]
+            v = self.forward.frozen(policy, noised, anchor=True, current=True)
+            pair = [matching_score(v[n], noised.target, adaptive=self.adaptive).T for n in ("anchor", "current")]
             scores.append(torch.stack(pair, 1))
         anchors, current = groups.collect(scores).unbind(1)
         reward = bounded_reward(groups.advantage, self.advantage_max)

@@ -73,6 +73,7 @@ class FlowGRPO:
     """
 
     needs = Needs(trajectory=True)
+    zero_at_zero_advantage = True
 
     def __init__(
         self,

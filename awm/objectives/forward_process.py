@@ -12,13 +12,14 @@ is left with its own equation:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from awm.interfaces import Policy
-from awm.objectives.noising import NoisedBatch, Noising
-from awm.objectives.terms import KL_WEIGHTS, add_kl_terms, check_name, velocity_mse
+from awm.flow.rng import SampleNoise
+from awm.interfaces import Policy, WeightSet
+from awm.objectives.noising import NoisedBatch, Noising, at_times, random_times
+from awm.objectives.terms import KL_WEIGHTS, anchoring, check_name, kl_term, norm_ratio, velocity_mse
 from awm.types import Experience, LossOutput
 
 
@@ -26,11 +27,14 @@ from awm.types import Experience, LossOutput
 class Velocities:
     """What weight sets predict for one noised micro-batch, [T, B, C, H, W] each.
 
+    Where only the KL terms need the anchor or the reference, and ``train.kl_timesteps`` gives them K of the T times, it
+    is [K, B, C, H, W], at ``NoisedBatch.kl_times``.
+
     Attributes:
         current: of the policy being trained, with gradient.
-        anchor: of the slow copy, without; None unless asked for.
-        reference: of the pre-trained model.
-        rollout: of the policy that sampled.
+        anchor: of the slow copy, without; None unless asked for, or needed by its KL.
+        reference: of the pre-trained model, likewise.
+        rollout: of the policy that sampled; None unless asked for.
     """
 
     current: Tensor
@@ -55,6 +59,12 @@ class ForwardProcess:
         kl_weight: Uniform or ELBO.
         ema_beta: coefficient of the KL to the anchor; 0 skips its forward.
         kl_ema_weight: Uniform or ELBO.
+        kl_timesteps: K, number of a sample's T times at which the KL terms are evaluated: a random subset, drawn anew
+            for every pass, over which they are averaged, so that value and gradient are right on average. Velocities
+            that an objective asks for by itself are made at all times. None: all.
+
+    Raises:
+        ValueError: an unknown name, or K is not between 1 and T.
     """
 
     def __init__(
@@ -72,9 +82,15 @@ class ForwardProcess:
         kl_weight: str = "Uniform",
         ema_beta: float = 0.0,
         kl_ema_weight: str = "Uniform",
+        kl_timesteps: int | None = None,
     ) -> None:
         check_name("kl_weight", kl_weight, KL_WEIGHTS)
         check_name("kl_ema_weight", kl_ema_weight, KL_WEIGHTS)
+        if kl_timesteps is not None and not 1 <= kl_timesteps <= train_timesteps:
+            raise ValueError(
+                f"train.kl_timesteps={kl_timesteps} is how many of a sample's train.train_timesteps={train_timesteps} "
+                f"times have KL terms; set it to 1 to {train_timesteps}, or leave it unset for all."
+            )
         self.noise = Noising(
             grid=grid,
             num_times=train_timesteps,
@@ -88,10 +104,17 @@ class ForwardProcess:
         self.reference_guidance_scale = guidance_scale if reference_guidance_scale is None else reference_guidance_scale
         self.beta, self.kl_weight = beta, kl_weight
         self.ema_beta, self.kl_ema_weight = ema_beta, kl_ema_weight
+        self.train_timesteps = train_timesteps
+        has_kl = beta > 0 or ema_beta > 0
+        self.kl_timesteps = kl_timesteps if has_kl and kl_timesteps != train_timesteps else None
 
     def noised(self, batch: Experience, *, seed: int, epoch: int, inner_epoch: int) -> NoisedBatch:
         """The micro-batch at its T times; the same numbers whenever it is called with the same key."""
-        return self.noise(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
+        noised = self.noise(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
+        if self.kl_timesteps is None:
+            return noised
+        noise = SampleNoise(seed, f"train/{inner_epoch}/kl", epoch, batch.sample_index, batch.x_0.device)
+        return replace(noised, kl_times=random_times(noise, self.train_timesteps, self.kl_timesteps))
 
     def frozen(
         self,
@@ -101,15 +124,25 @@ class ForwardProcess:
         anchor: bool = False,
         reference: bool = False,
         rollout: bool = False,
+        current: bool = False,
     ) -> dict[str, Tensor]:
-        """Velocities of the weight sets that are asked for, without gradient; no other forward is made."""
-        scale = {"anchor": self.guidance_scale, "reference": self.reference_guidance_scale}
-        wanted = {"reference": reference, "anchor": anchor, "rollout": rollout}
-        return {
-            name: noised.frozen_velocity(policy, name, scale.get(name, self.guidance_scale))
-            for name in ("reference", "anchor", "rollout")
-            if wanted[name]
+        """Velocities of the weight sets that are asked for, without gradient; no other forward is made.
+
+        A set that equals *current* shares its forward, if that is asked for.
+        """
+        asked: dict[WeightSet, bool] = {
+            "reference": reference,
+            "anchor": anchor,
+            "rollout": rollout,
+            "current": current,
         }
+        made: dict[str, Tensor] = {}
+        for name in (name for name, wanted in asked.items() if wanted):
+            weights: WeightSet = "current" if current and self._equals_current(policy, name) else name
+            if weights not in made:
+                made[weights] = noised.frozen_velocity(policy, weights, self._scale_of(weights))
+            made[name] = made[weights]
+        return made
 
     def velocities(
         self,
@@ -120,16 +153,34 @@ class ForwardProcess:
         reference: bool = False,
         rollout: bool = False,
     ) -> Velocities:
-        """The current velocity, those asked for, and those that the KL terms need."""
+        """The current velocity, those asked for, and those that the KL terms need.
+
+        A set that equals *current* has its velocity, and no forward of its own.
+        """
+        asked: dict[WeightSet, bool] = {"reference": reference, "anchor": anchor, "rollout": rollout}
+        needed = asked | {"reference": reference or self.beta > 0, "anchor": anchor or self.ema_beta > 0}
+        names = [name for name, is_needed in needed.items() if is_needed]
+        equal = [name for name in names if self._equals_current(policy, name)]
+        for_kl = noised if noised.kl_times is None else noised.at(noised.kl_times)
         # Before the forward with gradient: its activations are then not held while others run.
-        others = self.frozen(
-            policy,
-            noised,
-            anchor=anchor or self.ema_beta > 0,
-            reference=reference or self.beta > 0,
-            rollout=rollout,
+        others: dict[str, Tensor] = {
+            name: (noised if asked[name] else for_kl).frozen_velocity(policy, name, self._scale_of(name))
+            for name in names
+            if name not in equal
+        }
+        current = noised.velocity(policy, self.guidance_scale)
+        return Velocities(current, **others, **dict.fromkeys(equal, current.detach()))
+
+    def anchoring(self, t: Tensor, *, pull: float) -> Tensor:
+        """[T, B] total coefficient of an objective's ``pull`` and the KL terms at times t, see ``terms.anchoring``."""
+        return anchoring(
+            t,
+            pull=pull,
+            beta=self.beta,
+            kl_weight=self.kl_weight,
+            ema_beta=self.ema_beta,
+            kl_ema_weight=self.kl_ema_weight,
         )
-        return Velocities(noised.velocity(policy, self.guidance_scale), **others)
 
     def output(
         self,
@@ -144,22 +195,43 @@ class ForwardProcess:
 
         ``reference_scale`` [B] multiplies beta for each sample.
         """
-        total, kl_metrics = add_kl_terms(
-            loss,
-            velocities.current,
-            noised.t,
-            velocity_reference=velocities.reference if self.beta > 0 else None,
-            velocity_anchor=velocities.anchor if self.ema_beta > 0 else None,
-            beta=self.beta,
-            kl_weight=self.kl_weight,
-            ema_beta=self.ema_beta,
-            kl_ema_weight=self.kl_ema_weight,
-            reference_scale=reference_scale,
-        )
+        total, kl_metrics = self._with_kl(loss, noised, velocities, reference_scale)
         if self.reference_guidance_scale != self.guidance_scale:
             kl_metrics.pop(
                 "velocity_norm_ratio", None
             )  # guidance lengthens the reference's: the trainer probes instead
-        error = velocity_mse(velocities.current.detach(), noised.target).mean(0)
-        seen = {"loss/policy": loss, "velocity_mse": error, **metrics, **kl_metrics}
+        seen = {"loss/policy": loss, **metrics, **kl_metrics}
+        if "velocity_mse" not in metrics:
+            seen["velocity_mse"] = velocity_mse(velocities.current.detach(), noised.target).mean(0)
         return LossOutput(total, {name: value.detach() for name, value in seen.items()})
+
+    def _with_kl(
+        self, loss: Tensor, noised: NoisedBatch, velocities: Velocities, reference_scale: Tensor | None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        metrics: dict[str, Tensor] = {}
+        if self.beta > 0 and velocities.reference is not None:
+            current, other, t = _where_known(noised, velocities.current, velocities.reference)
+            kl = kl_term(current, other, t, weight=self.kl_weight)
+            loss = loss + (self.beta if reference_scale is None else self.beta * reference_scale) * kl
+            metrics |= {"loss/kl_reference": kl, "velocity_norm_ratio": norm_ratio(current, other)}
+        if self.ema_beta > 0 and velocities.anchor is not None:
+            current, other, t = _where_known(noised, velocities.current, velocities.anchor)
+            kl = kl_term(current, other, t, weight=self.kl_ema_weight)
+            loss = loss + self.ema_beta * kl
+            metrics["loss/kl_anchor"] = kl
+        return loss, metrics
+
+    def _scale_of(self, name: WeightSet) -> float:
+        return self.reference_guidance_scale if name == "reference" else self.guidance_scale
+
+    @staticmethod
+    def _equals_current(policy: Policy, name: WeightSet) -> bool:
+        # The reference may have other guidance, and adapters that are zero are not known to be.
+        return name in ("anchor", "rollout") and policy.equals_current(name)
+
+
+def _where_known(noised: NoisedBatch, current: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Both velocities and t, at the times at which the other one is known."""
+    if noised.kl_times is None or len(other) == len(current):
+        return current, other, noised.t
+    return at_times(current, noised.kl_times), other, at_times(noised.t, noised.kl_times)

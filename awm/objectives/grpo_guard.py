@@ -83,6 +83,7 @@ class GRPOGuard:
     """
 
     needs = Needs(trajectory=True, velocities=True)
+    zero_at_zero_advantage = True
 
     def __init__(
         self,

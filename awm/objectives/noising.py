@@ -29,12 +29,20 @@ class NoisedBatch:
         t: [T, B] times.
         target: [T, B, C, H, W] velocity eps - x_0 of the path.
         condition: of the T B rows.
+        kl_times: [K, B] numbers of the times at which the KL terms are evaluated; None: all.
     """
 
     x_t: Tensor
     t: Tensor
     target: Tensor
     condition: Condition
+    kl_times: Tensor | None = None
+
+    def at(self, times: Tensor) -> NoisedBatch:
+        """The same samples at those of their times that [K, B] numbers name."""
+        rows = times.numel()
+        condition = Condition(self.condition.embeds[:rows], self.condition.pooled[:rows])  # the same at every time
+        return NoisedBatch(at_times(self.x_t, times), at_times(self.t, times), at_times(self.target, times), condition)
 
     def velocity(self, policy: Policy, guidance_scale: float) -> Tensor:
         """[T, B, C, H, W] velocity of the active weights, all times in one forward."""
@@ -99,6 +107,16 @@ def noise_batch(
     """
     t = draw_times(noise.rand((num_times,)).T)
     return noised_with(batch, noise.randn((num_times, *batch.x_0.shape[1:])).transpose(0, 1), t)
+
+
+def at_times(values: Tensor, times: Tensor) -> Tensor:
+    """[K, B, ...] of values [T, B, ...] at each sample's times, [K, B] numbers below T."""
+    return values[times, torch.arange(times.shape[1], device=times.device)]
+
+
+def random_times(noise: SampleNoise, num_times: int, count: int) -> Tensor:
+    """[count, B] different numbers below ``num_times`` for each sample, every subset with the same probability."""
+    return noise.rand((num_times,)).argsort(dim=1)[:, :count].T
 
 
 def noised_with(batch: Experience, eps: Tensor, t: Tensor) -> NoisedBatch:

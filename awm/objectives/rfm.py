@@ -28,8 +28,9 @@ from torch import Tensor
 from awm.flow.rng import SampleNoise
 from awm.interfaces import Policy
 from awm.objectives.awm import OLD_POLICIES
+from awm.objectives.forward_process import ForwardProcess
 from awm.objectives.group_weights import SMALL, GroupWeighing, reward_unit
-from awm.objectives.noising import NoisedBatch, Noising, noised_with
+from awm.objectives.noising import NoisedBatch, noised_with
 from awm.objectives.rfm_gradient import (
     correlated_noise,
     data_variance,
@@ -40,7 +41,7 @@ from awm.objectives.rfm_gradient import (
 )
 from awm.objectives.rfm_targets import Matching, anchored_target, weighted_target
 from awm.objectives.simpo import simpo_loss
-from awm.objectives.terms import KL_WEIGHTS, WEIGHTINGS, check_name
+from awm.objectives.terms import WEIGHTINGS, check_name
 from awm.reverse_matching import image_target_gaussian
 from awm.types import Experience, GroupWeights, LossOutput, Needs, TargetGradient
 from awm.weightings import Weighting
@@ -61,22 +62,12 @@ class RFM:
     has weight; where w spreads (t > .99) the variance is more than it could be.
 
     Args:
-        grid: times of the rollout, n + 1, as scheduled.
+        forward: noise, forwards and KL terms.
         batch_size: samples of a micro-batch, and of a forward for the score.
-        train_timesteps: T, times each sample is trained at.
-        timestep_fraction: share of the grid that is trained on, from the noise end.
-        time_type: distribution of the times.
-        time_shift: shift of the two continuous distributions.
         weighting: phi; Uniform is the theory, ghuber weighs rows by their error, too.
         ghuber_power: p of ghuber.
-        beta: coefficient of the KL to the reference.
-        kl_weight: its k(t).
-        ema_beta: coefficient of the KL to the anchor.
-        kl_ema_weight: its k(t).
-        guidance_scale: classifier-free guidance of every forward in training.
         off_policy: the anchor sampled.
         old_policy: v_old after the first update of an epoch: of the "rollout", at one more forward, or "current".
-        group_noise: the images of a prompt share their times and noise.
         rfm_estimator: noise, gradient or combined (least variance); the latter two follow the reward's gradient.
         rfm_temperature: T, in standard deviations of the epoch's rewards.
         rfm_score: where the policy's score comes from, for the gradients' sake. "policy": from its velocity near the
@@ -91,22 +82,12 @@ class RFM:
     def __init__(
         self,
         *,
-        grid: tuple[float, ...],
+        forward: ForwardProcess,
         batch_size: int = 1,
-        train_timesteps: int = 6,
-        timestep_fraction: float = 0.9,
-        time_type: str = "discrete_wo_init",
-        time_shift: float = 3.0,
         weighting: str = "Uniform",
         ghuber_power: float = 0.25,
-        beta: float = 0.0,
-        kl_weight: str = "Uniform",
-        ema_beta: float = 1.0,
-        kl_ema_weight: str = "Uniform",
-        guidance_scale: float = 1.0,
         off_policy: bool = False,
         old_policy: str = "rollout",
-        group_noise: bool = False,
         rfm_estimator: str = "noise",
         rfm_temperature: float = 1.0,
         rfm_score: str = "policy",
@@ -117,8 +98,6 @@ class RFM:
     ) -> None:
         for kind, value, known in (
             ("weighting", weighting, WEIGHTINGS),
-            ("kl_weight", kl_weight, KL_WEIGHTS),
-            ("kl_ema_weight", kl_ema_weight, KL_WEIGHTS),
             ("old_policy", old_policy, OLD_POLICIES),
             ("rfm_estimator", rfm_estimator, ESTIMATORS),
             ("rfm_score", rfm_score, SCORES),
@@ -136,22 +115,12 @@ class RFM:
         self.weigh_groups = GroupWeighing(Weighting("exp"), temperature=rfm_temperature)
         self.follows_score = gradients and rfm_score == "policy"
         self.score_time, self.cap = rfm_score_time, rfm_gradient_clip
-        self.batch_size, self.guidance_scale, self.off_policy = batch_size, guidance_scale, off_policy
+        self.forward, self.batch_size, self.off_policy = forward, batch_size, off_policy
         self.centred = rfm_centred and rfm_form == "weighted"
         self.needs_old = self.centred or rfm_form == "anchored" or (gradients and rfm_score == "gaussian")
         self.corrects_old = self.needs_old and old_policy == "rollout" and not off_policy
-        self.needs_reference, self.needs_anchor = beta > 0, ema_beta > 0
-        self.loss = partial(
-            simpo_loss,
-            weighting=weighting,
-            ghuber_power=ghuber_power,
-            pull=PULL if self.centred and (self.corrects_old or off_policy) else 0.0,
-            beta=beta,
-            kl_weight=kl_weight,
-            ema_beta=ema_beta,
-            kl_ema_weight=kl_ema_weight,
-        )
-        self.noise = Noising(grid, train_timesteps, timestep_fraction, time_type, time_shift, group_noise)
+        self.pull = PULL if self.centred and (self.corrects_old or off_policy) else 0.0
+        self.loss = partial(simpo_loss, weighting=weighting, ghuber_power=ghuber_power, pull=self.pull)
 
     def weigh(self, reward: Tensor, group: Tensor, valid: Tensor) -> GroupWeights:
         """W = K softmax(r / (std T)) in each prompt, mean 1; its slope d log W / d r is 0 where all rewards are equal.
@@ -176,14 +145,14 @@ class RFM:
         rms = fisher_information(value, torch.ones_like(weight), experience.valid, gather) ** 0.5
         noise = None
         if self.follows_score:
-            keys = experience.group if self.noise.group_noise else experience.sample_index
+            keys = experience.group if self.forward.group_noise else experience.sample_index
             score, noise = policy_score(
                 policy,
                 experience,
                 SampleNoise(seed, "train/score", epoch, keys, experience.x_0.device),
                 time=self.score_time,
                 weights="anchor" if self.off_policy else "current",
-                guidance_scale=self.guidance_scale,
+                guidance_scale=self.forward.guidance_scale,
                 batch_size=self.batch_size,
             )
             policy_fisher = fisher_information(score, torch.ones_like(weight), experience.valid, gather)
@@ -198,32 +167,25 @@ class RFM:
         self, policy: Policy, batch: Experience, *, seed: int, epoch: int, inner_epoch: int, on_policy: bool
     ) -> LossOutput:
         """Loss of a micro-batch, see ``awm.interfaces.Objective``."""
-        fresh = self.noise(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
+        fresh = self.forward.noised(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
         noised = self._from_score_level(batch, fresh)
-        others = noised.frozen_velocities(
-            policy,
-            self.guidance_scale,
-            {
-                "reference": self.needs_reference,
-                "anchor": self.needs_anchor or (self.needs_old and self.off_policy),
-                "rollout": self.corrects_old and not on_policy,
-            },
+        v = self.forward.velocities(
+            policy, noised, anchor=self.needs_old and self.off_policy, rollout=self.corrects_old and not on_policy
         )
-        velocity = noised.velocity(policy, self.guidance_scale)
-        old = others.get("anchor" if self.off_policy else "rollout", velocity.detach())
+        others = v.anchor if self.off_policy else v.rollout
+        old = v.current.detach() if others is None else others
         matching = self._match(batch, noised, fresh, old)
-        output = self.loss(
-            velocity,
+        loss, metrics = self.loss(
+            v.current,
             matching.target,
             noised.t,
             self._weight(batch),
             baseline=matching.baseline if self.centred else None,
             velocity_old=old,
-            velocity_reference=others.get("reference"),
-            velocity_anchor=others.get("anchor") if self.needs_anchor else None,
+            anchoring=self.forward.anchoring(noised.t, pull=self.pull),
         )
         seen = {"rfm/ess": matching.ess.mean(0), "rfm/clipped": matching.clipped.to(noised.t).mean(0)}
-        return LossOutput(output.loss, {**output.metrics, **seen})
+        return self.forward.output(loss, metrics | seen, noised, v)
 
     def _weight(self, batch: Experience) -> Tensor:
         assert batch.weight is not None
@@ -236,7 +198,7 @@ class RFM:
         gradient = _gradient_of(batch)
         assert gradient.noise is not None
         eps = correlated_noise(noised.target + batch.x_0, gradient.noise, noised.t, self.score_time)
-        return noised_with(batch, eps, noised.t)
+        return replace(noised_with(batch, eps, noised.t), kl_times=noised.kl_times)
 
     def _match(self, batch: Experience, noised: NoisedBatch, fresh: NoisedBatch, velocity_old: Tensor) -> Matching:
         if self.form == "anchored":

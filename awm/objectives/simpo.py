@@ -20,13 +20,10 @@ from torch import Tensor
 
 from awm.interfaces import Policy
 from awm.objectives.awm import OLD_POLICIES
+from awm.objectives.forward_process import ForwardProcess
 from awm.objectives.group_weights import GroupWeighing
-from awm.objectives.noising import Noising
 from awm.objectives.terms import (
-    KL_WEIGHTS,
     WEIGHTINGS,
-    add_kl_terms,
-    anchoring,
     check_name,
     error_bound,
     kl_term,
@@ -46,18 +43,13 @@ def simpo_loss(
     *,
     baseline: Tensor | None = None,
     velocity_old: Tensor | None = None,
-    velocity_reference: Tensor | None = None,
-    velocity_anchor: Tensor | None = None,
     weighting: str = "Uniform",
     ghuber_power: float = 0.25,
     pull: float = 0.0,
     error_clip: float = 5.0,
-    beta: float = 0.0,
-    kl_weight: str = "Uniform",
-    ema_beta: float = 0.0,
-    kl_ema_weight: str = "Uniform",
-) -> LossOutput:
-    """Loss of B samples, each averaged over its T times: c phi(m(y)) + alpha ||v - v_old||^2 + the KL terms.
+    anchoring: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss of B samples, each averaged over its T times: c phi(m(y)) + alpha ||v - v_old||^2, without the KL terms.
 
     With a baseline y0 it is W phi(m(y)) - phi(m(y0)) + ..., the centred form for targets that depend on rewards
     themselves (``awm.objectives.rfm``), for which y0 is the target of equal rewards, E[y0 | x_t] = v_old.
@@ -70,23 +62,20 @@ def simpo_loss(
         baseline: [T, B, ...] y0; None leaves out its term.
         velocity_old: [T, B, ...] of the policy that sampled; None if it is the one being trained, where the pull
             has neither value nor gradient.
-        velocity_reference: [T, B, ...] of the pre-trained model; None leaves out its KL.
-        velocity_anchor: [T, B, ...] of the slow copy; None leaves out its KL.
         weighting: of phi, the negative ``log_likelihood`` of that name; the theory has Uniform, phi(m) = m.
         ghuber_power: p of weighting "ghuber".
         pull: alpha.
         error_clip: bound on each feature's (v - u)^2 in rows that repel, without gradient beyond it.
-        beta: coefficient of the KL to the reference.
-        kl_weight: its k(t), see ``kl_time_weight``.
-        ema_beta: coefficient of the KL to the anchor.
-        kl_ema_weight: its k(t).
+        anchoring: [T, B] coefficient of all squared distances to other policies, alpha and those of the KL terms, by
+            which it is known which rows repel; None: alpha alone.
+
+    Returns:
+        [B] loss, and metrics of [B] values.
     """
     likelihood = partial(log_likelihood, weighting=weighting, ghuber_power=ghuber_power)
     slope_at = partial(matching_weight, velocity, t=t, weighting=weighting, ghuber_power=ghuber_power)
     slope = weight * slope_at(target) - (0.0 if baseline is None else slope_at(baseline))
-    total = slope + anchoring(
-        t, pull=pull, beta=beta, kl_weight=kl_weight, ema_beta=ema_beta, kl_ema_weight=kl_ema_weight
-    )
+    total = slope + (pull if anchoring is None else anchoring)
     largest = error_bound(total, error_clip)
     mse = velocity_mse(velocity, target, largest=largest)
     loss = (-weight * likelihood(mse, t)).mean(0)
@@ -97,25 +86,14 @@ def simpo_loss(
         distance = kl_term(velocity, velocity_old, t, weight="Uniform")
         loss = loss + pull * distance
         metrics["loss/pull"] = distance
-    loss, kl_metrics = add_kl_terms(
-        loss,
-        velocity,
-        t,
-        velocity_reference=velocity_reference,
-        velocity_anchor=velocity_anchor,
-        beta=beta,
-        kl_weight=kl_weight,
-        ema_beta=ema_beta,
-        kl_ema_weight=kl_ema_weight,
-    )
-    return LossOutput(loss, {name: value.detach() for name, value in (metrics | kl_metrics).items()})
+    return loss, metrics
 
 
 class SiMPO:
-    """The objective: weighs an epoch's images, draws times and noise, and runs the forwards ``simpo_loss`` needs.
+    """The objective: weighs an epoch's images, and trains on them.
 
     Args:
-        grid: times of the rollout, n + 1, as scheduled (without the end-point edits of a solver).
+        forward: noise, forwards and KL terms; with ``group_noise`` as for ``AWM``.
         simpo_weighting: "exp", "linear", "square", "power" or "wd1".
         simpo_floor: smallest weight, at most 0; below 0, bad images repel.
         simpo_power: p of "power".
@@ -128,21 +106,11 @@ class SiMPO:
         simpo_centred: c = W - 1 instead of W; wd1's weights have mean zero and stay.
         simpo_pull: alpha. Without effect if ``old_policy`` is "current".
         simpo_error_clip: see ``simpo_loss``.
-        train_timesteps: T, times each sample is trained at.
-        timestep_fraction: share of the grid that is trained on, from the noise end.
-        time_type: distribution of the times, see ``draw_times``.
-        time_shift: shift of the two continuous distributions.
         weighting: Uniform, t, t**2, huber or ghuber.
         ghuber_power: p of ghuber.
-        beta: coefficient of the KL to the reference; 0 skips its forward.
-        kl_weight: Uniform or ELBO.
-        ema_beta: coefficient of the KL to the anchor; 0 skips its forward.
-        kl_ema_weight: Uniform or ELBO.
-        guidance_scale: classifier-free guidance of every forward in training; 1 for none.
         off_policy: the anchor sampled, so the pull is to it.
         old_policy: "rollout": the pull is to the weights that sampled, for one more forward after the first update
             of an epoch. "current": no pull.
-        group_noise: the images of a prompt share their times and noise, see ``AWM``.
     """
 
     needs = Needs(rollout_weights=True)
@@ -150,7 +118,7 @@ class SiMPO:
     def __init__(
         self,
         *,
-        grid: tuple[float, ...],
+        forward: ForwardProcess,
         simpo_weighting: str = "exp",
         simpo_floor: float = 0.0,
         simpo_power: float = 2.0,
@@ -161,24 +129,12 @@ class SiMPO:
         simpo_centred: bool = True,
         simpo_pull: float = 1.0,
         simpo_error_clip: float = 5.0,
-        train_timesteps: int = 6,
-        timestep_fraction: float = 0.9,
-        time_type: str = "discrete_wo_init",
-        time_shift: float = 3.0,
         weighting: str = "Uniform",
         ghuber_power: float = 0.25,
-        beta: float = 0.0,
-        kl_weight: str = "Uniform",
-        ema_beta: float = 0.0,
-        kl_ema_weight: str = "Uniform",
-        guidance_scale: float = 1.0,
         off_policy: bool = False,
         old_policy: str = "rollout",
-        group_noise: bool = False,
     ) -> None:
         check_name("weighting", weighting, WEIGHTINGS)
-        check_name("kl_weight", kl_weight, KL_WEIGHTS)
-        check_name("kl_ema_weight", kl_ema_weight, KL_WEIGHTS)
         check_name("old_policy", old_policy, OLD_POLICIES)
         self.weigh_groups = GroupWeighing(
             Weighting(simpo_weighting, floor=simpo_floor, power=simpo_power),
@@ -189,29 +145,9 @@ class SiMPO:
         )
         self.centre = 1.0 if simpo_centred and simpo_weighting != "wd1" else 0.0
         self.pull = 0.0 if old_policy == "current" and not off_policy else simpo_pull
-        self.needs_reference = beta > 0
-        self.needs_anchor = ema_beta > 0 or (off_policy and self.pull > 0)
-        self.off_policy = off_policy
-        self.guidance_scale = guidance_scale
-        self.train_timesteps = train_timesteps
-        self.noise = Noising(
-            grid=grid,
-            num_times=train_timesteps,
-            fraction=timestep_fraction,
-            kind=time_type,
-            shift=time_shift,
-            group_noise=group_noise,
-        )
+        self.forward, self.off_policy = forward, off_policy
         self.loss = partial(
-            simpo_loss,
-            weighting=weighting,
-            ghuber_power=ghuber_power,
-            pull=self.pull,
-            error_clip=simpo_error_clip,
-            beta=beta,
-            kl_weight=kl_weight,
-            ema_beta=ema_beta,
-            kl_ema_weight=kl_ema_weight,
+            simpo_loss, weighting=weighting, ghuber_power=ghuber_power, pull=self.pull, error_clip=simpo_error_clip
         )
 
     def weigh(self, reward: Tensor, group: Tensor, valid: Tensor) -> GroupWeights:
@@ -224,20 +160,17 @@ class SiMPO:
         """Loss of a micro-batch, see ``awm.interfaces.Objective``."""
         if batch.weight is None:
             raise ValueError("SiMPO's samples have no weight; give Experience.weight what weigh() returned for them.")
-        noised = self.noise(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
-        moved = not on_policy and self.pull > 0 and not self.off_policy
-        # Before the forward with gradient: its activations are then not held while others run.
-        others = noised.frozen_velocities(
-            policy,
-            self.guidance_scale,
-            {"reference": self.needs_reference, "anchor": self.needs_anchor, "rollout": moved},
+        noised = self.forward.noised(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch)
+        pulled = self.pull > 0
+        v = self.forward.velocities(
+            policy, noised, anchor=pulled and self.off_policy, rollout=pulled and not (self.off_policy or on_policy)
         )
-        return self.loss(
-            noised.velocity(policy, self.guidance_scale),
+        loss, metrics = self.loss(
+            v.current,
             noised.target,
             noised.t,
             batch.weight - self.centre,
-            velocity_old=others.get("anchor" if self.off_policy else "rollout"),
-            velocity_reference=others.get("reference"),
-            velocity_anchor=others.get("anchor"),
+            velocity_old=v.anchor if self.off_policy else v.rollout,
+            anchoring=self.forward.anchoring(noised.t, pull=self.pull),
         )
+        return self.forward.output(loss, metrics, noised, v)

@@ -167,45 +167,6 @@ def kl_term(velocity: Tensor, velocity_other: Tensor, t: Tensor, *, weight: str)
     return (kl_time_weight(t, weight) * velocity_mse(velocity, velocity_other.detach())).mean(0)
 
 
-def add_kl_terms(
-    loss: Tensor,
-    velocity: Tensor,
-    t: Tensor,
-    *,
-    velocity_reference: Tensor | None,
-    velocity_anchor: Tensor | None,
-    beta: float,
-    kl_weight: str,
-    ema_beta: float,
-    kl_ema_weight: str,
-    reference_scale: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss plus beta KL_ref + ema_beta KL_anchor, and their metrics.
-
-    Args:
-        loss: [B].
-        velocity: [T, B, C, H, W] of the policy being trained.
-        t: [T, B] times.
-        velocity_reference: [T, B, C, H, W] of the pre-trained model; None leaves out its KL.
-        velocity_anchor: [T, B, C, H, W] of the slow copy; None leaves out its KL.
-        beta: coefficient of the KL to the reference.
-        kl_weight: its k(t), see ``kl_time_weight``.
-        ema_beta: coefficient of the KL to the anchor.
-        kl_ema_weight: its k(t).
-        reference_scale: [B] factor of beta for each sample; None: 1. The metrics do not have it.
-    """
-    metrics: dict[str, Tensor] = {}
-    if velocity_reference is not None:
-        kl = kl_term(velocity, velocity_reference, t, weight=kl_weight)
-        loss = loss + (beta if reference_scale is None else beta * reference_scale) * kl
-        metrics |= {"loss/kl_reference": kl, "velocity_norm_ratio": norm_ratio(velocity, velocity_reference)}
-    if velocity_anchor is not None:
-        kl = kl_term(velocity, velocity_anchor, t, weight=kl_ema_weight)
-        loss = loss + ema_beta * kl
-        metrics["loss/kl_anchor"] = kl
-    return loss, metrics
-
-
 def norm_ratio(velocity: Tensor, velocity_other: Tensor) -> Tensor:
     """[B] mean over times of ||v|| / ||v_other||; drifts above 1 before images lose quality to the reward."""
     squared, squared_other = (velocity_mse(v.detach(), torch.zeros_like(v)) for v in (velocity, velocity_other))

@@ -93,6 +93,7 @@ class VGRPO:
     """
 
     needs = Needs(rollout_weights=True)
+    zero_at_zero_advantage = True
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ class Undo:
         self.optimizer.zero_grad(set_to_none=True)
         for parameter, saved in zip(self._optimized(), self._state, strict=True):
             _put_back(self.optimizer.state, parameter, saved)
+        self.policy.current_moved()
         self.distributed.weights_were_set()
         self.distributed.load_scaler_state(self._scaler)
         forget_gathered(self.policy.model.transformer)

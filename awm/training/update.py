@@ -14,11 +14,14 @@ from awm.data.grouping import update_chunks
 from awm.interfaces import Objective, Policy, PreparesStep
 from awm.training.distributed import Distributed
 from awm.training.geometry import Geometry
+from awm.training.micro_batches import micro_batches, micro_batches_with_advantage, with_advantage
 from awm.training.stopping import StopRequestedError
 from awm.training.undo import Undo
 from awm.types import Experience, LossOutput
 
 Progress = Callable[[int], object]
+OVER_ALL = ("loss", "loss/policy")
+"""Metrics that are zero, not unknown, for samples that are left out."""
 
 
 class NonFiniteLossError(RuntimeError):
@@ -41,6 +44,9 @@ class Update:
         seed: keys training times and noise.
         keep_rollout_weights: keep those that sampled for the updates after the first.
         allow_skipped_steps: tolerate steps the fp16 scaler skips on overflow.
+        skip_zero_advantage: run no forward for samples whose advantage is zero. The loss stays a mean over all valid
+            samples, so that only their KL terms are missing; metrics are means over the samples that were run, but
+            for ``OVER_ALL``.
     """
 
     def __init__(
@@ -55,11 +61,12 @@ class Update:
         seed: int,
         keep_rollout_weights: bool,
         allow_skipped_steps: bool = False,
+        skip_zero_advantage: bool = False,
     ) -> None:
         self.policy, self.objective, self.optimizer = policy, objective, optimizer
         self.distributed, self.geometry, self.seed = distributed, geometry, seed
         self.max_grad_norm, self.allow_skipped_steps = max_grad_norm, allow_skipped_steps
-        self.keep_rollout_weights = keep_rollout_weights
+        self.keep_rollout_weights, self.skip_zero_advantage = keep_rollout_weights, skip_zero_advantage
         self.undo = Undo(policy, optimizer, distributed)
 
     def __call__(self, experience: Experience, epoch: int, progress: Progress) -> tuple[dict[str, float], int]:
@@ -117,27 +124,45 @@ class Update:
         divisor = count.to(samples.x_0.device)  # once: each copy to a GPU makes the CPU wait for it
         sums: dict[str, Tensor] = {}
         key: dict[str, Any] = {"seed": self.seed, "epoch": epoch, "inner_epoch": inner_epoch, "on_policy": on_policy}
-        parts = torch.split(torch.arange(len(samples)), self.geometry.micro_batch_size)
-        batches = [samples.take(part) for part in parts]
+        batches = self._micro_batches(samples)
         if isinstance(self.objective, PreparesStep):
             terms = self.objective.prepare_step(self.policy, batches, **key, gather=self.distributed.gather)
             batches = [replace(batch, group_terms=term) for batch, term in zip(batches, terms, strict=True)]
+        left = len(samples)
         for number, batch in enumerate(batches):
-            with self.distributed.accumulating(self.transformer, last=number == len(batches) - 1):
+            last = number == len(batches) - 1
+            with self.distributed.accumulating(self.transformer, last=last):
                 output = self.objective(self.policy, batch, **key)
                 self.distributed.backward(masked_sum(output.loss, batch.valid) / divisor)
             _accumulate(sums, output, batch.valid)
-            progress(len(batch))
+            done = left if last else len(batch)
+            left -= done
+            progress(done)
         grad_norm = self.distributed.clip_grad_norm(self.policy.trainable_parameters(), self.max_grad_norm)
         self._check_finite(sums["loss"], grad_norm, place)
         self.optimizer.step()
+        self.policy.current_moved()
         self.optimizer.zero_grad(set_to_none=True)
-        names = list(sums)
-        means = (self.distributed.sum(torch.stack([sums[name] for name in names])) / count).tolist()
-        metrics = dict(zip(names, means, strict=True)) | {"grad_norm": float(grad_norm)}
+        metrics = self._means(sums, samples, count) | {"grad_norm": float(grad_norm)}
         if self.allow_skipped_steps:
             metrics["skipped_steps"] = float(self.distributed.step_was_skipped())
         return metrics
+
+    def _micro_batches(self, samples: Experience) -> list[Experience]:
+        size = self.geometry.micro_batch_size
+        if self.skip_zero_advantage:
+            return micro_batches_with_advantage(samples, size, self.distributed.gather)
+        return micro_batches(samples, size)
+
+    def _means(self, sums: dict[str, Tensor], samples: Experience, count: Tensor) -> dict[str, float]:
+        names = list(sums)
+        totals = self.distributed.sum(torch.stack([sums[name] for name in names]))
+        if not self.skip_zero_advantage:
+            return dict(zip(names, (totals / count).tolist(), strict=True))
+        run = self.distributed.sum(with_advantage(samples).sum().float())
+        means = {name: total / (count if name in OVER_ALL else run) for name, total in zip(names, totals, strict=True)}
+        known = {name: float(mean) for name, mean in means.items() if run > 0 or name in OVER_ALL}
+        return known | {"skipped_fraction": float(1 - run / count)}
 
     @property
     def _unit(self) -> int:

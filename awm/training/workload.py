@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from awm.interfaces import Objective, Policy, PreparesEpoch, PreparesStep, Sampler, VariesByEpoch, WeightSet
 from awm.training.geometry import Geometry
-from awm.types import Condition, Experience, GroupMates, Trajectory
+from awm.training.stand_in import stand_in_experience
+from awm.types import Condition, Experience
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +32,7 @@ class Rows:
 def sampling_rows(sampler: Sampler, guidance_scale: float) -> Rows:
     """What sampling one image takes; guidance doubles the rows."""
     toy = _Toy()
-    _sample(sampler, toy, guidance_scale, keep_states=False)
+    _sample(sampler, toy, guidance_scale)
     return Rows(plain=toy.plain)
 
 
@@ -123,35 +124,24 @@ class _ToyPolicy:
     def using(self, name: WeightSet) -> Iterator[None]:
         yield
 
+    def equals_current(self, name: WeightSet) -> bool:
+        return False  # as in most updates
 
-def _sample(sampler: Sampler, toy: _Toy, guidance_scale: float, *, keep_states: bool, images: int = 1) -> Trajectory:
+
+def _sample(sampler: Sampler, toy: _Toy, guidance_scale: float) -> None:
     if isinstance(sampler, VariesByEpoch):
         sampler = sampler.for_epoch(0, 0)
     generator, condition = torch.Generator().manual_seed(0), toy.encode([""])
+
+    def randn() -> Tensor:
+        return torch.randn(1, 1, 1, 1, generator=generator)
+
     with torch.no_grad():
-        return sampler(
-            lambda x_t, t: toy.velocity(x_t, t, condition, guidance_scale),
-            torch.randn(images, 1, 1, 1, generator=generator),
-            lambda: torch.randn(images, 1, 1, 1, generator=generator),
-            keep_states=keep_states,
-        )
+        sampler(lambda x_t, t: toy.velocity(x_t, t, condition, guidance_scale), randn(), randn)
 
 
 def _group(sampler: Sampler, images: int) -> Experience:
     """The images of one prompt, no two of which are worth the same."""
-    trajectory = _sample(sampler, _Toy(), 1.0, keep_states=True, images=images)
-    zero, weight = torch.zeros(images, dtype=torch.int64), torch.ones(images)
-    index = torch.arange(images)
-    return Experience(
-        x_0=trajectory.x_0,
-        condition=_Toy().encode([""]),
-        prompt_index=zero,
-        sample_index=index,
-        group=zero,
-        advantage=torch.linspace(-1, 1, images),
-        valid=torch.ones(images, dtype=torch.bool),
-        trajectory=trajectory,
-        weight=weight,
-        weight_gradient=torch.zeros_like(trajectory.x_0),
-        mates=GroupMates(x_0=trajectory.x_0, group=zero, sample_index=index, weight=weight),
+    return stand_in_experience(
+        sampler, _Toy().encode([""]), images, (1, 1, 1), images_per_prompt=images, group_size=images
     )

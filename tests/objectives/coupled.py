@@ -114,6 +114,6 @@ def current_and(name: str, policy: FakePolicy, batch: Experience, **options: Any
 
 def awm_gradient(policy: FakePolicy, batch: Experience) -> Tensor:
     """Of AWM on policy, at the times and noise of ``forward()``."""
-    awm = AWM(**{"grid": GRID, "train_timesteps": 3, "group_noise": True, "weighting": "Uniform", "ema_beta": 0.0})
+    awm = AWM(forward=forward(), weighting="Uniform")
     loss = awm(policy, batch, **{**KEY, "on_policy": True}).loss
     return torch.autograd.grad(loss.mean(), policy.model.weight)[0]

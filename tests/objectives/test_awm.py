@@ -7,20 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from awm.flow.times import shifted_grid
 from awm.objectives.awm import AWM, awm_loss
 from awm.objectives.terms import log_likelihood, velocity_mse
 from awm.types import LossOutput
-from tests.helpers import FakePolicy, TinyFlow, make_experience
+from tests.helpers import FakePolicy, TinyFlow, make_experience, on_forward_process
 
-GRID = shifted_grid(14)
 KEY: dict[str, Any] = {"seed": 0, "epoch": 3, "inner_epoch": 0, "on_policy": True}
 DOUBLE = torch.float64
 
 
+def make(**options: Any) -> AWM:
+    awm: AWM = on_forward_process(AWM, **options)
+    return awm
+
+
 def run(policy: FakePolicy, *, key: dict[str, Any] | None = None, batch: Any = None, **options: Any) -> LossOutput:
     batch = make_experience(dtype=policy.model.weight.dtype) if batch is None else batch
-    return AWM(**{"grid": GRID, "ema_beta": 0.0, **options})(policy, batch, **{**KEY, **(key or {})})
+    return make(**options)(policy, batch, **{**KEY, **(key or {})})
 
 
 def fresh(**options: Any) -> FakePolicy:
@@ -45,7 +48,7 @@ def test_on_policy_gradient_is_advantage_weighted_matching(loss_type: str, weigh
     out = run(policy, batch=batch, loss_type=loss_type, weighting=weighting)
     torch.testing.assert_close(out.loss.detach(), -batch.advantage)
 
-    noised = AWM(grid=GRID).noise(batch, seed=0, epoch=3, inner_epoch=0)
+    noised = make().forward.noised(batch, seed=0, epoch=3, inner_epoch=0)
     mse = velocity_mse(noised.velocity(policy, 1.0), noised.target)
     with torch.enable_grad():
         point = mse.detach().requires_grad_()
@@ -64,7 +67,7 @@ def test_loss_types_differ_once_the_policy_has_moved() -> None:
 def test_ratio_is_that_of_the_rollout_weights_at_the_same_noise() -> None:
     policy, batch = moved("rollout", DOUBLE), make_experience(dtype=DOUBLE)
     out = run(policy, batch=batch, key={"on_policy": False}, weighting="t", loss_type="sum_first", clip_range=10.0)
-    noised = AWM(grid=GRID).noise(batch, seed=0, epoch=3, inner_epoch=0)
+    noised = make().forward.noised(batch, seed=0, epoch=3, inner_epoch=0)
     new = -(noised.t * velocity_mse(noised.velocity(policy, 1.0), noised.target)).mean(0)
     with policy.using("rollout"):
         old = -(noised.t * velocity_mse(noised.velocity(policy, 1.0), noised.target)).mean(0)
@@ -83,10 +86,11 @@ def test_clipping_stops_the_gradient_of_a_good_sample_that_moved_too_far() -> No
     v = torch.zeros(1, 1, 1, 1, 1, dtype=DOUBLE, requires_grad=True)
     target, old = torch.zeros_like(v), torch.ones_like(v)
     t = torch.ones(1, 1, dtype=DOUBLE)
-    out = awm_loss(v, target, t, torch.ones(1, dtype=DOUBLE), velocity_old=old, weighting="Uniform", clip_range=0.2)
-    assert out.loss.item() == pytest.approx(-1.2)
-    assert out.metrics["ratio/clip_fraction"].item() == 1
-    assert torch.autograd.grad(out.loss.sum(), v)[0].item() == 0
+    advantage = torch.ones(1, dtype=DOUBLE)
+    loss, metrics = awm_loss(v, target, t, advantage, velocity_old=old, weighting="Uniform", clip_range=0.2)
+    assert loss.item() == pytest.approx(-1.2)
+    assert metrics["ratio/clip_fraction"].item() == 1
+    assert torch.autograd.grad(loss.sum(), v)[0].item() == 0
 
 
 @pytest.mark.parametrize(
@@ -111,7 +115,7 @@ def test_no_forward_that_is_not_needed(options: dict[str, Any], on_policy: bool,
     assert policy.model.calls == [(30, False)] * len(used) + [(30, True)]
     assert out.loss.shape == (5,)
     assert ("loss/kl_reference" in out.metrics) == ("reference" in used)
-    assert ("loss/kl_anchor" in out.metrics) == ("anchor" in used)
+    assert ("loss/kl_anchor" in out.metrics) == (options.get("ema_beta", 0) > 0)
 
 
 def test_kl_terms_vanish_with_their_gradient_when_the_weights_are_equal() -> None:
@@ -155,17 +159,17 @@ def test_a_sample_costs_the_same_in_any_micro_batch() -> None:
 
 
 def test_every_pass_and_epoch_draws_anew_and_a_key_repeats() -> None:
-    batch, awm = make_experience(), AWM(grid=GRID)
-    first = awm.noise(batch, seed=0, epoch=0, inner_epoch=0)
-    assert torch.equal(first.x_t, awm.noise(batch, seed=0, epoch=0, inner_epoch=0).x_t)
+    batch, forward = make_experience(), make().forward
+    first = forward.noised(batch, seed=0, epoch=0, inner_epoch=0)
+    assert torch.equal(first.x_t, forward.noised(batch, seed=0, epoch=0, inner_epoch=0).x_t)
     for key in ((1, 0, 0), (0, 1, 0), (0, 0, 1)):
         seed, epoch, inner_epoch = key
-        assert not torch.equal(first.x_t, awm.noise(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch).x_t)
+        assert not torch.equal(first.x_t, forward.noised(batch, seed=seed, epoch=epoch, inner_epoch=inner_epoch).x_t)
 
 
 def test_packing_is_time_major() -> None:
     batch = make_experience()
-    noised = AWM(grid=GRID, train_timesteps=3).noise(batch, seed=0, epoch=0, inner_epoch=0)
+    noised = make(train_timesteps=3).forward.noised(batch, seed=0, epoch=0, inner_epoch=0)
     assert noised.x_t.shape == (3, 5, 2, 3, 3)
     torch.testing.assert_close(noised.condition.pooled, batch.condition.pooled[batch.prompt_index].repeat(3, 1))
     time = noised.t.reshape(3, 5, 1, 1, 1)
@@ -197,4 +201,4 @@ def test_every_time_type_runs(time_type: str) -> None:
 )
 def test_bad_options_fail_at_construction(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        AWM(**{"grid": GRID, **options})
+        make(**options)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from awm.flow.path import interpolate
-from awm.flow.times import shifted_grid
 from awm.objectives.noising import noised_with
 from awm.objectives.rfm import RFM
 from awm.objectives.rfm_candidates import candidate_weights, effective_size, relative_log_likelihood, tempering
@@ -21,15 +20,15 @@ from awm.objectives.rfm_targets import anchored_target, weighted_target
 from awm.objectives.terms import velocity_mse
 from awm.reverse_matching import velocity_target
 from awm.types import Condition, Experience, GroupMates, LossOutput, TargetGradient
-from tests.helpers import FakePolicy, TinyFlow, gaussian_velocity, make_experience
+from tests.helpers import FakePolicy, TinyFlow, gaussian_velocity, make_experience, on_forward_process
 
-GRID = shifted_grid(14)
 KEY: dict[str, Any] = {"seed": 0, "epoch": 3, "inner_epoch": 0, "on_policy": True}
 DOUBLE = torch.float64
 
 
 def make(**options: Any) -> RFM:
-    return RFM(**{"grid": GRID, "ema_beta": 0.0, **options})
+    rfm: RFM = on_forward_process(RFM, **options)
+    return rfm
 
 
 def credited(objective: RFM, batch: Experience, reward: Tensor, gradient: Tensor | None = None) -> Experience:
@@ -135,7 +134,7 @@ def test_candidates_are_of_the_same_prompt_and_valid() -> None:
 def test_a_batch_without_any_valid_sample_is_matched_with_its_paths() -> None:
     batch = make_experience(batch=4, shape=(1, 1, 2))
     batch = credited(make(), replace(batch, valid=torch.zeros(4, dtype=torch.bool)), torch.full((4,), torch.nan))
-    noised = make().noise(batch, seed=0, epoch=0, inner_epoch=0)
+    noised = make().forward.noised(batch, seed=0, epoch=0, inner_epoch=0)
     assert torch.equal(weighted_target(batch, noised).target, noised.target)
     anchored = anchored_target(batch, noised, noised.x_t)
     assert torch.equal(anchored.target, noised.x_t)
@@ -163,7 +162,7 @@ def test_the_collapsed_limit_is_flow_matching_weighted_by_a_softmax() -> None:
     batch = one_prompt(shape=(16, 16, 16), dtype=torch.float32)
     batch = credited(objective, replace(batch, x_0=4 * batch.x_0), torch.linspace(-1, 1, 6))
     out = objective(policy, batch, **KEY)
-    noised = objective.noise(batch, seed=0, epoch=3, inner_epoch=0)
+    noised = objective.forward.noised(batch, seed=0, epoch=3, inner_epoch=0)
     plain = (batch.weight * velocity_mse(noised.velocity(policy, 1.0), noised.target)).mean(0)
     torch.testing.assert_close(out.loss, plain)
     torch.testing.assert_close(gradient(policy, out.loss), gradient(policy, plain))
@@ -233,7 +232,7 @@ def test_forwards_are_those_that_the_form_needs() -> None:
 def test_equal_rewards_leave_the_anchored_policy_exactly_where_it_is(on_policy: bool) -> None:
     policy, objective = FakePolicy(TinyFlow()), make(rfm_form="anchored")
     batch = credited(objective, one_prompt(dtype=torch.float32), torch.full((6,), 0.7))
-    noised = objective.noise(batch, seed=0, epoch=3, inner_epoch=0)
+    noised = objective.forward.noised(batch, seed=0, epoch=3, inner_epoch=0)
     old = noised.velocity(policy, 1.0)
     assert torch.equal(anchored_target(batch, noised, old).target, old)
     out = objective(policy, batch, **{**KEY, "on_policy": on_policy})
@@ -247,7 +246,7 @@ def test_the_anchored_target_moves_toward_better_images() -> None:
     batch = credited(objective, one_prompt(), reward)
     assert batch.mates is not None
     batch = replace(batch, mates=replace(batch.mates, weight=batch.mates.weight.double()))
-    noised = objective.noise(batch, seed=0, epoch=0, inner_epoch=0)
+    noised = objective.forward.noised(batch, seed=0, epoch=0, inner_epoch=0)
     old = torch.zeros_like(noised.x_t)
     change = anchored_target(batch, noised, old).target
     likelihood = relative_log_likelihood(
@@ -408,7 +407,7 @@ def test_the_gaussian_form_is_exact_for_gaussians() -> None:
     assert batch.weight_gradient is not None
     nothing = torch.zeros_like(batch.weight_gradient)
     batch = replace(batch, target_gradient=TargetGradient(batch.weight_gradient, nothing, None, 1 / std**2))
-    noised = objective.noise(replace(batch, x_0=batch.x_0.float()), seed=0, epoch=0, inner_epoch=0)
+    noised = objective.forward.noised(replace(batch, x_0=batch.x_0.float()), seed=0, epoch=0, inner_epoch=0)
     noised = noised_with(batch, (noised.target + batch.x_0.float()).double(), noised.t.double())
     exact = gaussian_velocity(mean + slope * std**2, std)
     old, new = (

@@ -15,15 +15,14 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from awm.building import build_objective
-from awm.flow.times import shifted_grid
 from awm.objectives.awm import awm_loss
 from awm.objectives.simpo import SiMPO, simpo_loss
+from awm.objectives.terms import kl_term
 from awm.training.epoch_rewards import gather_rewards
 from awm.training.metrics import read_metrics
-from awm.types import Experience, LossOutput
-from tests.helpers import FakePolicy, TinyFlow, make_experience
+from awm.types import Experience
+from tests.helpers import FakePolicy, TinyFlow, make_experience, on_forward_process
 
-GRID = shifted_grid(14)
 KEY: dict[str, Any] = {"seed": 0, "epoch": 3, "inner_epoch": 0, "on_policy": True}
 DOUBLE = torch.float64
 WEIGHTINGS: dict[str, dict[str, Any]] = {
@@ -39,16 +38,28 @@ WITH_MASS = [name for name in WEIGHTINGS if name != "wd1"]
 METRICS = {f"weight/{name}" for name in ("kl", "temperature", "at_min_temperature", "max", "min", "negative_mass")}
 
 
+def make(**options: Any) -> SiMPO:
+    simpo: SiMPO = on_forward_process(SiMPO, **options)
+    return simpo
+
+
 def randn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE)
 
 
-def gradient(loss: Callable[..., LossOutput], v: Tensor, target: Tensor, **options: Any) -> Tensor:
+def gradient(
+    loss: Callable[..., tuple[Tensor, dict[str, Tensor]]], v: Tensor, target: Tensor, **options: Any
+) -> Tensor:
     """Mean gradient with respect to one velocity v [D] that all samples [1, B, D] share."""
     v = v.clone().requires_grad_()
     t = torch.full(target.shape[:2], 0.5, dtype=DOUBLE)
-    out = loss(v.expand_as(target), target, t, **options)
-    return torch.autograd.grad(out.loss.mean(), v)[0]
+    value, _ = loss(v.expand_as(target), target, t, **options)
+    return torch.autograd.grad(value.mean(), v)[0]
+
+
+def anchored_awm(velocity: Tensor, target: Tensor, t: Tensor, *, advantage: Tensor, anchor: Tensor):
+    loss, metrics = awm_loss(velocity, target, t, advantage, weighting="Uniform")
+    return loss + kl_term(velocity, anchor, t, weight="Uniform"), metrics
 
 
 class TestTheMinimiser:
@@ -67,11 +78,11 @@ class TestTheMinimiser:
         weight = 1 + self.advantage
         best = (weight[:, None] * self.target[0]).sum(0) / weight.sum()
         anchor = self.v_old.expand_as(self.target)
-        awm = {"advantage": self.advantage, "velocity_anchor": anchor, "ema_beta": 1.0, "weighting": "Uniform"}
-        at_best = gradient(awm_loss, best, self.target, **awm)
+        awm = {"advantage": self.advantage, "anchor": anchor}
+        at_best = gradient(anchored_awm, best, self.target, **awm)
         torch.testing.assert_close(at_best, torch.zeros(3).double())
         torch.testing.assert_close(
-            gradient(awm_loss, self.v_old, self.target, **awm),
+            gradient(anchored_awm, self.v_old, self.target, **awm),
             gradient(simpo_loss, self.v_old, self.target, weight=weight),
         )
 
@@ -135,7 +146,7 @@ class TestTwoModes:
         v = self.minimiser(x, t, torch.tensor(weight, dtype=DOUBLE), torch.tensor(alpha)).requires_grad_()
         shared, old = v[:, None].expand_as(u), (share * u).sum(1, keepdim=True).expand_as(u)
         # One sample for each mode and x, as heavy as the mode is there.
-        out = simpo_loss(
+        loss, _ = simpo_loss(
             shared.reshape(1, -1, 1),
             u.reshape(1, -1, 1),
             torch.full((1, u.numel()), t, dtype=DOUBLE),
@@ -144,7 +155,7 @@ class TestTwoModes:
             pull=alpha / 2,
             error_clip=math.inf,
         )
-        (slope,) = torch.autograd.grad(out.loss.sum(), v)
+        (slope,) = torch.autograd.grad(loss.sum(), v)
         scale = (share * u.square()).sum(1).max()
         torch.testing.assert_close(slope / scale, torch.zeros(9, dtype=DOUBLE), atol=1e-9, rtol=0)
 
@@ -168,24 +179,27 @@ class TestTwoModes:
 class TestCaseTwo:
     def test_a_row_that_repels_has_no_gradient_beyond_the_clip(self) -> None:
         v = torch.tensor([0.0, 1.0, 3.0, -3.0]).reshape(1, 1, 4).requires_grad_()
-        out = simpo_loss(v, torch.zeros_like(v), torch.full((1, 1), 0.5), torch.tensor([-0.5]), error_clip=5.0)
-        assert out.loss.item() == pytest.approx(-0.5 * (0 + 1 + 5 + 5) / 4)
-        torch.testing.assert_close(torch.autograd.grad(out.loss.sum(), v)[0].flatten(), torch.tensor([0, -0.25, 0, 0]))
-        assert out.metrics["weight/case_two"].item() == 1
+        loss, metrics = simpo_loss(
+            v, torch.zeros_like(v), torch.full((1, 1), 0.5), torch.tensor([-0.5]), error_clip=5.0
+        )
+        assert loss.item() == pytest.approx(-0.5 * (0 + 1 + 5 + 5) / 4)
+        torch.testing.assert_close(torch.autograd.grad(loss.sum(), v)[0].flatten(), torch.tensor([0, -0.25, 0, 0]))
+        assert metrics["weight/case_two"].item() == 1
 
     @pytest.mark.parametrize("options", [{"weight": 0.5}, {"weight": -0.5, "pull": 1.0}, {"weight": -1.0, "pull": 1.0}])
     def test_a_row_with_a_minimum_keeps_its_whole_error(self, options: dict[str, float]) -> None:
         v, t = torch.full((1, 1, 2), 4.0, requires_grad=True), torch.full((1, 1), 0.5)
         weight = torch.tensor([options["weight"]])
-        out = simpo_loss(v, torch.zeros_like(v), t, weight, pull=options.get("pull", 0.0))
-        assert out.loss.item() == pytest.approx(16 * options["weight"])
-        torch.testing.assert_close(torch.autograd.grad(out.loss.sum(), v)[0], 4 * weight.expand(1, 1, 2))
-        assert out.metrics["weight/case_two"].item() == 0
+        loss, metrics = simpo_loss(v, torch.zeros_like(v), t, weight, pull=options.get("pull", 0.0))
+        assert loss.item() == pytest.approx(16 * options["weight"])
+        torch.testing.assert_close(torch.autograd.grad(loss.sum(), v)[0], 4 * weight.expand(1, 1, 2))
+        assert metrics["weight/case_two"].item() == 0
 
     def test_the_kl_terms_count_with_their_weight_at_the_time(self) -> None:
         v, t = torch.zeros(2, 1, 2), torch.tensor([[0.1], [0.9]])
-        out = simpo_loss(v, v, t, torch.tensor([-0.5]), velocity_anchor=v, ema_beta=1.0, kl_ema_weight="ELBO")
-        assert out.metrics["weight/case_two"].item() == 0.5  # k = 9.2 and 0.11
+        anchoring = make(ema_beta=1.0, kl_ema_weight="ELBO").forward.anchoring(t, pull=0.0)
+        _, metrics = simpo_loss(v, v, t, torch.tensor([-0.5]), anchoring=anchoring)
+        assert metrics["weight/case_two"].item() == 0.5  # k = 9.2 and 0.11
 
     @pytest.mark.parametrize("clip", [5.0, math.inf])
     def test_descent_on_negative_weights_stops_only_with_the_clip(self, clip: float) -> None:
@@ -202,7 +216,7 @@ def weighted(batch: Experience, seed: int = 0) -> Experience:
 
 def run(policy: FakePolicy, batch: Experience | None = None, key: dict[str, Any] | None = None, **options: Any):
     batch = weighted(make_experience(dtype=policy.model.weight.dtype)) if batch is None else batch
-    return SiMPO(**{"grid": GRID, **options})(policy, batch, **{**KEY, **(key or {})})
+    return make(**options)(policy, batch, **{**KEY, **(key or {})})
 
 
 @pytest.mark.parametrize(
@@ -267,7 +281,7 @@ class TestWeighing:
 
     @pytest.mark.parametrize("name", WITH_MASS)
     def test_every_group_has_mean_one_and_the_epoch_its_divergence(self, name: str) -> None:
-        weights = SiMPO(grid=GRID, simpo_target_kl=0.7, **WEIGHTINGS[name]).weigh(self.reward, self.group, self.valid)
+        weights = make(simpo_target_kl=0.7, **WEIGHTINGS[name]).weigh(self.reward, self.group, self.valid)
         torch.testing.assert_close(weights.value.reshape(6, 8).mean(1), torch.ones(6), atol=1e-5, rtol=0)
         assert set(weights.metrics) == METRICS
         assert weights.metrics["weight/kl"] == pytest.approx(0.7, abs=1e-5)
@@ -279,7 +293,7 @@ class TestWeighing:
         assert (negative > 0) == (name in ("linear_neg", "square_neg"))
 
     def test_wd1_has_mean_zero_and_the_temperature_one(self) -> None:
-        weights = SiMPO(grid=GRID, simpo_weighting="wd1").weigh(self.reward, self.group, self.valid)
+        weights = make(simpo_weighting="wd1").weigh(self.reward, self.group, self.valid)
         torch.testing.assert_close(weights.value.reshape(6, 8).mean(1), torch.zeros(6), atol=1e-5, rtol=0)
         score = (self.reward / (self.reward.std(correction=0) + 1e-4)).reshape(6, 8)
         expected = 8 * (score.softmax(1) - (-score).softmax(1))
@@ -287,17 +301,17 @@ class TestWeighing:
         assert set(weights.metrics) == METRICS and weights.metrics["weight/temperature"] == 1
 
     def test_one_and_a_half_nats_unless_told_otherwise(self) -> None:
-        by_default = SiMPO(grid=GRID).weigh(self.reward, self.group, self.valid).metrics
+        by_default = make().weigh(self.reward, self.group, self.valid).metrics
         assert by_default["weight/kl"] == pytest.approx(1.5, abs=1e-6)
-        by_entropy = SiMPO(grid=GRID, simpo_target_entropy=math.log(8) - 0.4)
+        by_entropy = make(simpo_target_entropy=math.log(8) - 0.4)
         assert by_entropy.weigh(self.reward, self.group, self.valid).metrics["weight/kl"] == pytest.approx(0.4)
-        fixed = SiMPO(grid=GRID, simpo_temperature=0.8).weigh(self.reward, self.group, self.valid)
+        fixed = make(simpo_temperature=0.8).weigh(self.reward, self.group, self.valid)
         score = (self.reward / (self.reward.std(correction=0) + 1e-4)).reshape(6, 8)
         torch.testing.assert_close(fixed.value, (8 * (score / 0.8).softmax(1)).flatten().float())
         assert fixed.metrics["weight/temperature"] == 0.8
 
     def test_the_order_of_samples_and_the_unit_of_rewards_do_not_matter(self) -> None:
-        simpo, order = SiMPO(grid=GRID), torch.randperm(48, generator=torch.Generator().manual_seed(0))
+        simpo, order = make(), torch.randperm(48, generator=torch.Generator().manual_seed(0))
         expected = simpo.weigh(self.reward, self.group, self.valid).value
         shuffled = simpo.weigh(3 + 7 * self.reward[order], 100 - self.group[order], self.valid)
         torch.testing.assert_close(shuffled.value, expected[order])
@@ -305,7 +319,7 @@ class TestWeighing:
     def test_missing_rewards_take_their_samples_out_of_their_groups(self) -> None:
         valid = self.valid.clone()
         valid[2:5], valid[8:15], valid[16:24] = False, False, False
-        weights = SiMPO(grid=GRID).weigh(self.reward.masked_fill(~valid, torch.nan), self.group, valid).value
+        weights = make().weigh(self.reward.masked_fill(~valid, torch.nan), self.group, valid).value
         assert not weights[~valid].any() and weights.isfinite().all()
         counts = torch.stack([valid[self.group == g].sum() for g in range(6)]).float()
         torch.testing.assert_close(weights.reshape(6, 8).sum(1), counts, atol=1e-5, rtol=0)
@@ -313,24 +327,24 @@ class TestWeighing:
 
     @pytest.mark.parametrize("name", WEIGHTINGS)
     def test_equal_rewards_weigh_nothing_over_the_others(self, name: str) -> None:
-        weights = SiMPO(grid=GRID, **WEIGHTINGS[name]).weigh(torch.full((48,), 0.3), self.group, self.valid)
+        weights = make(**WEIGHTINGS[name]).weigh(torch.full((48,), 0.3), self.group, self.valid)
         assert (weights.value == (0.0 if name == "wd1" else 1.0)).all()
         assert weights.metrics["weight/at_min_temperature"] == (name != "wd1")
         assert weights.metrics["weight/kl"] == pytest.approx(0, abs=1e-9)
 
     def test_one_image_per_prompt_weighs_one(self) -> None:
-        weights = SiMPO(grid=GRID).weigh(self.reward, torch.arange(48), self.valid)
+        weights = make().weigh(self.reward, torch.arange(48), self.valid)
         assert (weights.value == 1).all()
 
     def test_binary_rewards_stop_at_the_smallest_temperature(self) -> None:
         reward = (torch.arange(48) % 2).double()
-        weights = SiMPO(grid=GRID, simpo_weighting="linear", simpo_floor=-0.5).weigh(reward, self.group, self.valid)
+        weights = make(simpo_weighting="linear", simpo_floor=-0.5).weigh(reward, self.group, self.valid)
         torch.testing.assert_close(weights.value, torch.where(reward > 0, 2.5, -0.5))
         assert weights.metrics["weight/at_min_temperature"] == 1
         assert weights.metrics["weight/temperature"] == 0.05
 
     def test_no_valid_reward_weighs_nothing(self) -> None:
-        weights = SiMPO(grid=GRID).weigh(self.reward, self.group, ~self.valid)
+        weights = make().weigh(self.reward, self.group, ~self.valid)
         assert not weights.value.any() and all(math.isfinite(value) for value in weights.metrics.values())
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -338,7 +352,7 @@ class TestWeighing:
         reward = self.reward.clone()
         reward[3] = bad
         with pytest.raises(ValueError, match="a valid reward is not finite"):
-            SiMPO(grid=GRID).weigh(reward, self.group, self.valid)
+            make().weigh(reward, self.group, self.valid)
 
 
 @pytest.mark.parametrize(
@@ -357,7 +371,7 @@ class TestWeighing:
 )
 def test_bad_options_fail_at_construction(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        SiMPO(**{"grid": GRID, **options})
+        make(**options)
 
 
 def test_every_weighting_trains_the_tiny_model(make_config: Callable[..., ConfigDict]) -> None:

@@ -81,7 +81,7 @@ def relative(actual: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize(("weighting", "power"), [("Uniform", 0), ("t", 1), ("t**2", 2)])
 @pytest.mark.parametrize("loss_type", ["exp_first", "sum_first"])
 def test_awm_itself(weighting: str, power: int, loss_type: str) -> None:
-    actual = gradient(lambda v: awm_loss(v, U, T, A, weighting=weighting, loss_type=loss_type).loss)
+    actual = gradient(lambda v: awm_loss(v, U, T, A, weighting=weighting, loss_type=loss_type)[0])
     assert relative(actual, awm(A, T**power)) < 1e-9
 
 
@@ -115,8 +115,8 @@ TIES: dict[str, tuple[Callable[[Tensor], Tensor], float, Tensor]] = {
     "CRD, other b and A_max": (lambda v: crd(v, True, 0.2, 5.0), 1.0, 1 / MEAN_ABS),
     "DGPO": (lambda v: dgpo(v, 10.0), 0.5, ONE),
     "FlowAWR": (lambda v: flow_awr_loss(v, V, U, A)[0], 1.0, ONE),
-    "SiMPO, weights minus one": (lambda v: simpo_loss(v, U, T, A, velocity_old=V, pull=1.0).loss, 1.0, ONE),
-    "AWM, huber": (lambda v: awm_loss(v, U, T, A, weighting="huber").loss, 0.5, T / RMS),
+    "SiMPO, weights minus one": (lambda v: simpo_loss(v, U, T, A, velocity_old=V, pull=1.0)[0], 1.0, ONE),
+    "AWM, huber": (lambda v: awm_loss(v, U, T, A, weighting="huber")[0], 0.5, T / RMS),
 }
 
 
@@ -127,7 +127,7 @@ def test_the_first_step_is_awm_s_with_a_weight(name: str) -> None:
 
 
 def test_nft_and_v_grpo_are_awm_s_huber_up_to_a_number_that_is_nearly_constant() -> None:
-    huber = gradient(lambda v: awm_loss(v, U, T, A, weighting="huber").loss)
+    huber = gradient(lambda v: awm_loss(v, U, T, A, weighting="huber")[0])
     ratio = (2 * RMS / MEAN_ABS)[..., None, None, None]
     assert relative(gradient(TIES["NFT"][0]), ratio * huber) < 1e-9
     error = randn(100_000, seed=3)  # of many features, the number is that of a Gaussian
@@ -196,7 +196,7 @@ class TestExponentialWeights:
 class TestSignedWeights:
     def test_simpo_with_one_plus_the_advantage_is_awm_s_plus_fine_tuning(self) -> None:
         expected = awm(A, ONE) + awm(torch.ones_like(A), ONE)
-        assert relative(gradient(lambda v: simpo_loss(v, U, T, 1 + A).loss), expected) < 1e-9
+        assert relative(gradient(lambda v: simpo_loss(v, U, T, 1 + A)[0]), expected) < 1e-9
 
     def test_its_linear_weights_are_one_plus_the_advantage_where_none_is_at_the_floor(self) -> None:
         weight = linear_weights(by_group(REWARD), 0.5, floor=-100.0).flatten()
@@ -206,9 +206,7 @@ class TestSignedWeights:
     @staticmethod
     def wd1_gap(size: float) -> float:
         weight = wd1_weights(size * by_group(A)).flatten()
-        return relative(
-            gradient(lambda v: simpo_loss(v, U, T, weight, error_clip=math.inf).loss), 2 * awm(size * A, ONE)
-        )
+        return relative(gradient(lambda v: simpo_loss(v, U, T, weight, error_clip=math.inf)[0]), 2 * awm(size * A, ONE))
 
     def test_wd1_is_twice_awm_s_up_to_third_order(self) -> None:
         assert self.wd1_gap(1e-5) < 1e-9
@@ -247,7 +245,7 @@ def forward() -> ForwardProcess:
 class TestWholeObjectives:
     """The classes, from the same epoch at the same times and noise to the gradient of the model's weights."""
 
-    awm = AWM(grid=GRID, weighting="Uniform", ema_beta=0.0, group_noise=True)
+    awm = AWM(forward=forward(), weighting="Uniform")
 
     @pytest.mark.parametrize(
         ("make", "factor", "weight"),
@@ -257,7 +255,7 @@ class TestWholeObjectives:
             (lambda: DGPO(forward=forward()), 0.5, None),
             (lambda: DGPO(forward=forward(), dgpo_clip=0.01), 0.5, None),
             (lambda: FlowAWR(forward=forward()), 1.0, A),
-            (lambda: SiMPO(grid=GRID, group_noise=True), 1.0, 1 + A),
+            (lambda: SiMPO(forward=forward()), 1.0, 1 + A),
         ],
         ids=["crd", "crd-other-scales", "dgpo", "dgpo-clipped", "flow_awr", "simpo"],
     )

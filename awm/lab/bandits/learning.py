@@ -187,7 +187,7 @@ def _loss(
     x_t = interpolate(x_0, eps, t)
     with torch.no_grad():
         velocity_old = None if old is None else _pack(old(x_t, t))
-    loss = simpo_loss(
+    loss, _ = simpo_loss(
         _pack(policy(x_t, t)),
         _pack(target_velocity(x_0, eps)),
         t.reshape(1, -1),
@@ -195,7 +195,7 @@ def _loss(
         velocity_old=velocity_old,
         pull=loop.anchor,
         error_clip=loop.error_clip,
-    ).loss
+    )
     return loss.reshape(x_0.shape).mean(1).sum()
 
 

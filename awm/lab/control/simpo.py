@@ -119,7 +119,7 @@ class SimpoImprovement:
         if self.settings.pull > 0:
             with torch.no_grad():
                 old = self.old_policy.prediction(x_t, t, state)
-        output = simpo_loss(
+        loss, metrics = simpo_loss(
             policy.prediction(x_t, t, state)[None],
             target[None],
             t[None],
@@ -128,4 +128,4 @@ class SimpoImprovement:
             pull=self.settings.pull,
         )
         count = candidate.shape[:2].numel()
-        return output.loss.sum() / count, float(output.metrics["weight/case_two"].sum()) / count
+        return loss.sum() / count, float(metrics["weight/case_two"].sum()) / count
