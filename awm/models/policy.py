@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from awm.interfaces import Model, WeightSet
+from awm.models.equal_sets import EqualSets
 from awm.models.export import save_transformer
 from awm.models.lora import LoraType, Transformer, add_lora, load_lora, save_lora, set_adapters_enabled
+from awm.models.rollout_copy import RolloutCopy
 from awm.models.shards import forget_gathered, local, part_of, whole
 
 # Of the others, the reference never changes, and the rollout's weights are taken anew in every epoch.
@@ -30,9 +32,11 @@ class Policy:
 
     Attributes:
         model: its ``velocity`` always answers with the active weight set, *current* outside ``using``.
+        rollout_copy: what ``sampling`` samples with; None if that is the trained transformer itself.
     """
 
     model: Model
+    rollout_copy: RolloutCopy | None
 
     def __init__(
         self,
@@ -45,6 +49,8 @@ class Policy:
         lora_path: str = "",
         seed: int = 0,
         shard: Callable[[nn.Module], None] | None = None,
+        merge_lora: bool = False,
+        fp8: bool = False,
     ) -> None:
         """Make ``model.transformer`` trainable; wrap it (DistributedDataParallel) only afterwards.
 
@@ -57,6 +63,8 @@ class Policy:
             lora_path: folder with ``pytorch_lora_weights.safetensors`` to start from.
             seed: draws the adapters' first weights.
             shard: spreads the transformer's parameters over the ranks, in place, once it is known which are trained.
+            merge_lora: sample with a copy that the adapters are merged into, see ``RolloutCopy``.
+            fp8: and that computes in eight bits.
 
         Raises:
             ValueError: if the options contradict each other or the file at ``lora_path``.
@@ -83,6 +91,12 @@ class Policy:
         self._sets: dict[str, list[Tensor]] = {name: _copy(self._current) for name in ("anchor", "average")}
         if not use_lora:
             self._sets["reference"] = _copy(self._current)
+        self._equal = EqualSets(self._parameters)
+        self._equal.copied("anchor")
+        if merge_lora and (self._sharded or not use_lora):
+            raise ValueError("merge_lora=True needs adapters to merge, in weights that are whole on every rank.")
+        self.rollout_copy = RolloutCopy(transformer, fp8=fp8) if merge_lora else None
+        model.transformer = transformer  # its parameters are others now, which the model may have to know
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters of *current*, the same objects for the life of the policy."""
@@ -105,9 +119,41 @@ class Policy:
         finally:
             self._activate(before)
 
+    @contextmanager
+    def sampling(self, name: WeightSet) -> Iterator[None]:
+        """Inside the block ``model.velocity`` samples with these weights, as they are at its start.
+
+        With the copy, if there is one, whose velocities carry no gradient; else as ``using``. Nothing in the block may
+        ask for another set.
+        """
+        if self.rollout_copy is None:
+            with self.using(name):
+                yield
+            return
+        with self.using(name):
+            self.rollout_copy.refresh()
+        trained = self.model.transformer
+        self.model.transformer = self.rollout_copy.transformer
+        try:
+            yield
+        finally:
+            self.model.transformer = trained
+
+    def equals_current(self, name: WeightSet) -> bool:
+        """Whether a set is known to hold, bit for bit, what *current* holds; False where it only might."""
+        return name in self._equal
+
+    def current_moved(self) -> None:
+        """To be told when *current* was changed, by an optimizer's step or otherwise."""
+        self._equal.moved()
+
     def update_anchor(self, decay: float) -> None:
         """Update: anchor <- decay * anchor + (1 - decay) * current."""
         torch._foreach_lerp_(self._sets["anchor"], self._tensors("current"), 1 - decay)
+        if decay == 0:  # the interpolation is exact at its ends
+            self._equal.copied("anchor")
+        else:
+            self._equal.changed("anchor")
 
     def update_average(self, decay: float) -> None:
         """Update: average <- decay * average + (1 - decay) * current."""
@@ -120,6 +166,7 @@ class Policy:
             torch._foreach_copy_(self._sets["rollout"], current)
         else:
             self._sets["rollout"] = _copy(current)
+        self._equal.copied("rollout")
 
     def state_dict(self, *, keep: bool = True) -> dict[str, Any]:
         """The sets a run continues from, as {set: {parameter: whole tensor}} of copies on the CPU.
@@ -153,12 +200,15 @@ class Policy:
         for weights in state.values():
             self._check(weights)
         self._sets.pop("rollout", None)
+        self.current_moved()
         for name, weights in state.items():
             parts = [
                 part_of(weights[key], parameter) for key, parameter in zip(self._names, self._parameters, strict=True)
             ]
             torch._foreach_copy_(self._tensors(name), parts)
         forget_gathered(self._transformer)
+        if all(torch.equal(weights, state["anchor"][key]) for key, weights in state["current"].items()):
+            self._equal.copied("anchor")
 
     def export(self, folder: Path, weights: Mapping[str, Tensor]) -> None:
         """Write one set of ``state_dict()``: a LoRA for ``load_lora_weights``, or ``transformer/``."""

@@ -6,7 +6,7 @@ included. See https://arxiv.org/abs/2403.03206.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from diffusers import StableDiffusion3Pipeline
 from torch import Tensor, nn
 
 from awm.models.checkpoint_folder import T5_PARTS, resolve_sd3
+from awm.models.compiled import BlockCompiler
 from awm.models.latents import latent_shape
 from awm.models.short_attention import use_short_attention
 from awm.models.weights import Weights, load_any_lora, load_transformer
@@ -29,12 +30,11 @@ class SD3:
     """An SD3 checkpoint behind the ``Model`` interface; every part is frozen until a policy says otherwise.
 
     Attributes:
-        transformer: the velocity network. May be replaced by a wrapper of itself (DistributedDataParallel).
+        transformer: the velocity network. May be replaced by a wrapper of itself (DistributedDataParallel) or a copy.
+            Set it, if only to itself, when the dtype of a parameter has changed.
         device: where the transformer and the autoencoder live.
         dtype: what the forward passes compute in. Float32 inputs and outputs either way.
     """
-
-    transformer: nn.Module
 
     def __init__(
         self,
@@ -58,6 +58,7 @@ class SD3:
         if self.device.type == "cpu" and dtype != torch.float32:
             use_short_attention(pipeline.transformer)
         self.transformer = pipeline.transformer
+        self._compiler = BlockCompiler()
         self._max_sequence_length = max_sequence_length or _t5_tokens(pipeline)
         self._negative = self.encode([""])
 
@@ -101,6 +102,17 @@ class SD3:
             max_sequence_length=max_sequence_length,
             gradient_checkpointing=gradient_checkpointing,
         )
+
+    @property
+    def transformer(self) -> nn.Module:
+        """The velocity network."""
+        return self._network
+
+    @transformer.setter
+    def transformer(self, network: nn.Module) -> None:
+        self._network = network
+        # Asked here and not in every forward: to look at all parameters takes a fifth of a forward's time.
+        self._is_mixed = self.dtype != torch.float32 and any(p.dtype == torch.float32 for p in network.parameters())
 
     @torch.no_grad()
     def encode(self, text: Sequence[str]) -> Condition:
@@ -173,13 +185,20 @@ class SD3:
             load_any_lora(self._pipeline, weights)
         else:
             load_transformer(self._pipeline.transformer, weights)
+        self.transformer = self._pipeline.transformer
         if self._pipeline.text_encoder is not None:  # a LoRA may change the text encoders, too
             self._negative = self.encode([""])
 
-    def compile_blocks(self) -> None:
-        """Compile each transformer block by itself: one small graph, reused for every block."""
-        for block in self._pipeline.transformer.transformer_blocks:
-            block.compile()
+    def compile_blocks(self, transformer: nn.Module | None = None, *, backend: str | Callable[..., Any] = "") -> None:
+        """Compile each block by itself: a small graph, reused for every block like it; see ``BlockCompiler``.
+
+        Args:
+            transformer: a copy that will take the transformer's place; None for the transformer itself.
+            backend: torch.compile's, if not its default.
+        """
+        if backend:
+            self._compiler = BlockCompiler(backend)
+        self._compiler.add(self._pipeline.transformer if transformer is None else transformer)
 
     def latent_shape(self, resolution: int) -> tuple[int, int, int]:
         """(C, h, w) of the latent of a square image of ``resolution`` pixels a side.
@@ -209,18 +228,23 @@ class SD3:
             setattr(self._pipeline, name, None)
 
     def _forward(self, x_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        inputs = {
+            "hidden_states": x_t.to(self.dtype),
+            "timestep": 1000 * t,
+            "encoder_hidden_states": condition.embeds.to(self.dtype),
+            "pooled_projections": condition.pooled.to(self.dtype),
+        }
+
+        def forward() -> Tensor:
+            velocity: Tensor = self.transformer(**inputs, return_dict=False)[0]
+            return velocity
+
+        # Float32 weights (LoRA's, or all in full fine-tuning) are cast to the compute dtype; others are in it already.
+        with torch.autocast(self.device.type, self.dtype, enabled=self._is_mixed):
             # A caller's own autocast keeps casts of the LoRA weights until it exits; those would survive a
             # change of weight set, or hand a cast made under no_grad to a forward that needs its gradient.
             torch.clear_autocast_cache()
-            velocity: Tensor = self.transformer(
-                hidden_states=x_t.to(self.dtype),
-                timestep=1000 * t,
-                encoder_hidden_states=condition.embeds.to(self.dtype),
-                pooled_projections=condition.pooled.to(self.dtype),
-                return_dict=False,
-            )[0]
-        return velocity.float()
+            return self._compiler(forward).float()
 
 
 def _t5_tokens(pipeline: Any) -> int:

@@ -51,6 +51,12 @@ def breaches(metrics: Mapping[str, float | int | None], limits: Limits) -> dict[
             f"{limits.velocity_norm_low:g}, velocity_norm_high={limits.velocity_norm_high:g}), which comes before "
             f"images lose quality. Look at samples/; raise train.beta or lower train.learning_rate."
         )
+    if metrics.get("parity/exceeded"):
+        found["parity/reward_gap"] = (
+            f"faster weights score {metrics['parity/reward_gap']:+.2f} standard deviations of the rewards against the "
+            f"trained ones (sample.max_reward_gap), and a run that is resumed would refuse them. Go on with "
+            f"sample.fp8=False, or else with sample.merge_lora=False."
+        )
     return found
 
 

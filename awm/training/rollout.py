@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from awm.images import quantise
 from awm.interfaces import Model, Policy, Reward, Sampler, WeightSet
 from awm.rewards.errors import RewardError
 from awm.training.distributed import Distributed
+from awm.training.host_copy import HostCopy
 from awm.training.phases import DeviceStopwatch
 from awm.types import Condition, Prompts, Rewards, Trajectory
 
@@ -94,6 +97,7 @@ class Rollout:
         keep: Collection[int],
         rounds: int = 0,
         sampler: Sampler | None = None,
+        plain: bool = False,
     ) -> RolloutResult:
         """Sample and score ``prompts``.
 
@@ -105,29 +109,36 @@ class Rollout:
             rounds: batches of the rank that has most. ``progress`` may be a collective, so every rank calls it as
                 often, and before the ranks agree on whether scoring failed.
             sampler: in place of the rollout's own.
+            plain: with the weights as they are trained, also if the policy has a faster copy of them.
         """
         encoding, decoding = DeviceStopwatch(self.distributed.device), DeviceStopwatch(self.distributed.device)
         with encoding():
             condition, prompt_index = encode_distinct(self.policy.model, prompts.text)
         trajectories: list[Trajectory] = []
         futures: list[Future[Rewards]] = []
-        kept: dict[int, Tensor] = {}
+        shown: dict[int, tuple[HostCopy, int]] = {}
+        on_host: HostCopy | None = None
         failure: Exception | None = None
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reward")
         try:
-            for start in range(0, len(prompts), self.batch_size):
-                rows = slice(start, start + self.batch_size)
-                trajectory = self._sample(sampler or self.sampler, condition.take(prompt_index[rows]), noise_for(rows))
-                trajectories.append(trajectory)
-                with decoding():
-                    images = self._decode(trajectory)
-                images = images.cpu()
-                futures.append(pool.submit(self.reward, images, prompts.text[rows], prompts.metadata[rows]))
-                kept |= {row: quantise(images[row - start]) for row in keep if start <= row < start + len(images)}
-                progress(len(images))
-            for _ in range(len(futures), rounds):
-                self._accompany(sampler or self.sampler, condition)
-                progress(0)
+            with self._weights(plain):
+                for start in range(0, len(prompts), self.batch_size):
+                    rows = slice(start, start + self.batch_size)
+                    told = condition.take(prompt_index[rows])
+                    trajectory = self._sample(sampler or self.sampler, told, noise_for(rows))
+                    trajectories.append(trajectory)
+                    with decoding():
+                        images = self._decode(trajectory)
+                    on_host = HostCopy(images)
+                    text, metadata = prompts.text[rows], prompts.metadata[rows]
+                    futures.append(pool.submit(_score, self.reward, on_host, text, metadata))
+                    shown |= {row: (on_host, row - start) for row in keep if start <= row < start + len(images)}
+                    progress(len(images))
+                for _ in range(len(futures), rounds):
+                    self._accompany(sampler or self.sampler, condition)
+                    progress(0)
+            if on_host is not None:
+                on_host.wait()
             sampled = time.perf_counter()
             try:
                 rewards = Rewards.cat(self._wait(futures))
@@ -142,7 +153,7 @@ class Rollout:
             condition=condition,
             prompt_index=prompt_index,
             rewards=rewards,
-            images=kept,
+            images={row: quantise(batch.wait()[place]) for row, (batch, place) in shown.items()},
             seconds={
                 "encode": encoding.seconds(),
                 "decode": decoding.seconds(),
@@ -153,9 +164,10 @@ class Rollout:
     def idle(self, progress: Progress, rounds: int) -> None:
         """Take part in what is collective while the other ranks sample ``rounds`` batches and this one none."""
         condition = self.policy.model.encode([""])
-        for _ in range(rounds):
-            self._accompany(self.sampler, condition)
-            progress(0)
+        with self._weights(plain=False):
+            for _ in range(rounds):
+                self._accompany(self.sampler, condition)
+                progress(0)
         progress(0)
         self._agree(None)
 
@@ -165,14 +177,16 @@ class Rollout:
             noise = SampleNoise.for_evaluation(0, [""], [0], self.distributed.device)
             self._sample(sampler, condition.take(torch.tensor([0])), noise)
 
+    def _weights(self, plain: bool) -> AbstractContextManager[None]:
+        return self.policy.using(self.weights) if plain else self.policy.sampling(self.weights)
+
     @torch.no_grad()
     def _sample(self, sampler: Sampler, condition: Condition, noise: Noise) -> Trajectory:
         def velocity(x_t: Tensor, t: Tensor) -> Tensor:
             return self.policy.model.velocity(x_t, t, condition, self.guidance_scale)
 
-        with self.policy.using(self.weights):
-            x_1 = noise.randn(self.latent_shape)
-            trajectory = sampler(velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states)
+        x_1 = noise.randn(self.latent_shape)
+        trajectory = sampler(velocity, x_1, lambda: noise.randn(self.latent_shape), keep_states=self.keep_states)
         return trajectory if self.keep_velocities else replace(trajectory, velocities=None)
 
     @torch.no_grad()
@@ -194,6 +208,10 @@ class Rollout:
             if failure is not None:
                 raise failure
             raise RewardError("reward", "", "scoring failed on another rank, whose message says why")
+
+
+def _score(reward: Reward, images: HostCopy, text: Sequence[str], metadata: Sequence[Mapping[str, Any]]) -> Rewards:
+    return reward(images.wait(), text, metadata)
 
 
 def encode_distinct(model: Model, text: tuple[str, ...]) -> tuple[Condition, Tensor]:

@@ -18,6 +18,7 @@ from awm.training.distributed import Distributed
 from awm.training.epoch_rewards import gather_rewards
 from awm.training.geometry import Geometry
 from awm.training.outputs import RunOutputs
+from awm.training.parity import AGAIN_AFTER, ParityCheck
 from awm.training.phases import PhaseTimer, timing_metrics
 from awm.training.probe import VelocityProbe
 from awm.training.rollout import Rollout
@@ -45,6 +46,7 @@ class Trainer:
     schedule: Schedule
     credit: Credit
     averaging: Averaging
+    parity: ParityCheck | None = None
     shared_start: bool = False
     epoch: int = 0
     step: int = 0
@@ -56,6 +58,8 @@ class Trainer:
     def train(self) -> None:
         """Train until ``schedule.num_epochs`` epochs are complete."""
         try:
+            if self.parity is not None:
+                self.outputs.note(f"with faster weights: {self.parity.require(self.epoch, self.epoch_sampler())}")
             # The base model's, or one that an interruption has left undone.
             if self.schedule.evaluates_after(self.epoch) and not self.outputs.evaluated(self.epoch):
                 self.log({}, evaluates=True)
@@ -68,6 +72,7 @@ class Trainer:
 
     def train_epoch(self) -> None:
         """One epoch of Algorithm 1."""
+        parity = self.parity_metrics()
         timer = PhaseTimer()
         prompts = self.epoch_prompts()
         with self.outputs.progress(self.epoch + 1, "sampling", self.geometry.images_per_rank) as done:
@@ -91,7 +96,13 @@ class Trainer:
             seconds["processor"] = timer.processor_seconds()
         timing = timing_metrics(seconds, self.geometry.images, self.distributed)
         self.outputs.write_grid(self.epoch, prompts, rollout)
-        self.finish_epoch(losses | weights | rewards.metrics() | timing)
+        self.finish_epoch(losses | weights | rewards.metrics() | timing | parity)
+
+    def parity_metrics(self) -> dict[str, float]:
+        """Whether faster weights still sample what the trained ones do, asked once, when the LoRA has grown."""
+        if self.parity is None or self.epoch != AGAIN_AFTER:
+            return {}
+        return self.parity(self.epoch, self.epoch_sampler()).metrics(self.parity.max_gap)
 
     def epoch_prompts(self) -> Prompts:
         """This rank's share of the epoch's prompts, each repeated for its group."""
