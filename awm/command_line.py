@@ -90,6 +90,34 @@ def split_dry_run(argv: list[str]) -> tuple[bool, int | None, list[str]]:
     return wanted, world_size, rest
 
 
+def split_memory_gb(argv: list[str], *, only_plan: bool) -> tuple[float | None, list[str]]:
+    """Take ``--memory_gb N`` out of ``argv``; dashes do for underscores.
+
+    Returns:
+        GiB of the GPU to propose settings for if given, and the other arguments.
+
+    Raises:
+        ValueError: a size without a dry run, or one that is no number above 0.
+    """
+    memory, rest = None, []
+    remaining = iter(argv)
+    for argument in remaining:
+        name, separator, value = argument.partition("=")
+        if name.replace("-", "_") != "__memory_gb":
+            rest.append(argument)
+            continue
+        value = value if separator else next(remaining, "")
+        try:
+            memory = float(value)
+        except ValueError:
+            memory = 0.0
+        if not 0 < memory < float("inf"):
+            raise ValueError(f"--memory_gb={value} is no size of a GPU; give GiB, as in --memory_gb 24.")
+    if memory is not None and not only_plan:
+        raise ValueError("--memory_gb proposes settings with --dry_run; a run sees how much memory its GPU has.")
+    return memory, rest
+
+
 def _read_flags(argv: list[str]) -> tuple[ConfigDict, list[str]]:
     """The configuration and what is left of ``argv``, by ml_collections' own flag."""
     values = flags.FlagValues()  # type: ignore[no-untyped-call]

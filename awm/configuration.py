@@ -58,8 +58,8 @@ def default_config() -> ConfigDict:
     config.sample.num_steps = 14
     config.sample.eval_num_steps = 40
     config.sample.guidance_scale = 1.0  # 1.0 = no classifier-free guidance
-    config.sample.train_batch_size = 6  # images per device and sampling batch
-    config.sample.test_batch_size = 6
+    config.sample.train_batch_size = 6  # images per device and sampling batch; 0: the largest that fits, see README
+    config.sample.test_batch_size = 6  # likewise in evaluations; 0: as in sampling
     config.sample.num_image_per_prompt = 24  # group size
     config.sample.num_prompts_per_epoch = placeholder(int)  # if set, num_batches_per_epoch follows from it
     config.sample.num_batches_per_epoch = placeholder(int)  # sampling batches per device and epoch
@@ -74,10 +74,13 @@ def default_config() -> ConfigDict:
     config.sample.global_std = True  # advantages in units of the whole epoch's std, not each group's
     config.sample.sampler = ""  # sa_solver | ddim | flow_sde | dance_sde | cps | ddpm; empty: by train.use_sa_solver
     config.sample.eval_sampler = "ddim"  # sampler of evaluations
+    config.sample.merge_lora = False  # sample and evaluate with a second transformer that the LoRA is merged into
+    config.sample.fp8 = False  # and whose blocks compute in eight bits: compute capability 8.9 or more
+    config.sample.max_reward_gap = 0.2  # by how much that may change the mean reward, in its standard deviations
 
     config.train = ConfigDict()
     config.train.algorithm = "awm"  # awm | simpo | rfm | a rival, see README
-    config.train.batch_size = 3  # samples per micro-batch; the forward holds batch_size * train_timesteps rows
+    config.train.batch_size = 3  # samples per micro-batch, each at all train_timesteps in one forward; 0: what fits
     config.train.updates_per_inner_epoch = placeholder(int)  # optimizer steps per pass; unset: 1, or as implied below
     config.train.gradient_accumulation_steps = placeholder(int)  # micro-batches per optimizer step
     config.train.num_batches_per_epoch = placeholder(int)  # micro-batches per device and pass
@@ -87,6 +90,8 @@ def default_config() -> ConfigDict:
     config.train.cfg = False  # train the guided velocity (guidance_scale) instead of the conditional one
     config.train.train_timesteps = 6  # training times per sample and update
     config.train.group_noise = False  # a prompt's images share times and noise: same gradient on average, less variance
+    config.train.kl_timesteps = placeholder(int)  # of these, a random few at which KL terms are evaluated; unset: all
+    config.train.skip_zero_advantage = False  # no forward for images with advantage 0; drops their KL terms
     config.train.timestep_fraction = 0.9  # part of the rollout grid, from the noise end, that is trained
     config.train.learning_rate = 3e-4
     config.train.adam_beta1 = 0.9
@@ -127,7 +132,7 @@ def default_config() -> ConfigDict:
     config.train.rfm_centred = True  # of weighted with noise: subtract what equal rewards would give; less variance
     config.train.rfm_gradient_clip = 3.0  # largest rms of the gradient term per dimension; 0: no bound
     config.train.rfm_score_time = 0.05  # time at which the policy's score is evaluated
-    config.train.reference_guidance_scale = placeholder(float)  # rivals: guidance of the reference; unset: train.cfg's
+    config.train.reference_guidance_scale = placeholder(float)  # guidance of the reference; unset: as train.cfg says
     config.train.sde_steps = placeholder(int)  # flow_grpo, grpo_guard: stochastic steps trained a pass; unset: all
     config.train.kl_time_scaled = False  # flow_grpo, grpo_guard: KL times the step's length, as in Flow-GRPO's code
     config.train.guard_div_dt = True  # grpo_guard: each step's loss over its length
@@ -152,7 +157,7 @@ def default_config() -> ConfigDict:
     config.train.use_sa_solver = True
     config.train.lora_path = ""  # start from this LoRA folder
     config.train.gradient_checkpointing = False
-    config.train.compile = False
+    config.train.compile = False  # compile the transformer's blocks, in minutes at the start; training and sampling
 
     config.evaluation = ConfigDict()
     config.evaluation.num_images_per_prompt = 1

@@ -7,20 +7,21 @@ import os
 from ml_collections import ConfigDict
 
 from awm.building.objects import DTYPES
-from awm.models.flops import count_costs, module_bytes
-from awm.models.lora import add_lora
 from awm.models.weightless import MissingConfigError, Weightless, load_weightless
 from awm.planning.compute import compute_lines
+from awm.planning.costs import add_adapters, costs_of
 from awm.planning.memory import memory_lines
 from awm.planning.plan import Plan, geometry_lines, make_plan
+from awm.planning.proposal import proposal_lines
 
 
-def dry_run(config: ConfigDict, world_size: int | None) -> None:
+def dry_run(config: ConfigDict, world_size: int | None, memory_gb: float | None = None) -> None:
     """Print the plan of ``config``; under torchrun the first rank does.
 
     Args:
         config: the configuration.
         world_size: ranks to plan for; None for those of torchrun, or one.
+        memory_gb: GiB of the GPUs to propose settings for; None proposes none.
 
     Raises:
         ValueError: what the run itself would raise before it loads the model.
@@ -42,15 +43,12 @@ def dry_run(config: ConfigDict, world_size: int | None) -> None:
         return
     parts.latent_shape(config.resolution)
     print("\n".join(["", *memory_and_compute_lines(config, plan, parts)]))
+    if memory_gb is not None:
+        print("\n".join(["", *proposal_lines(config, plan, parts, memory_gb)]))
 
 
 def memory_and_compute_lines(config: ConfigDict, plan: Plan, parts: Weightless) -> list[str]:
     """Bytes per rank and operations per epoch of the model ``parts``, whose transformer gets its adapters here."""
-    frozen = module_bytes(parts.transformer)
-    if config.use_lora:
-        add_lora(parts.transformer, lora_type=config.lora_type, rank=config.lora_rank, alpha=config.lora_alpha, seed=0)
-        parts.transformer.to(parts.autoencoder.dtype)  # autocast computes adapters in the model's precision
-    else:
-        parts.transformer.requires_grad_(True)
-    costs = count_costs(parts, resolution=config.resolution, gradient_checkpointing=config.train.gradient_checkpointing)
+    frozen = add_adapters(parts, config)
+    costs = costs_of(parts, config)
     return [*memory_lines(config, plan, parts, frozen, costs), "", *compute_lines(config, plan, costs)]

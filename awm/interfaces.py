@@ -48,8 +48,20 @@ class Policy(Protocol):
     def using(self, name: WeightSet) -> AbstractContextManager[None]:
         """Inside the block ``model.velocity`` uses these weights; after it, bit for bit the ones before."""
 
+    def sampling(self, name: WeightSet) -> AbstractContextManager[None]:
+        """Inside the block ``model.velocity`` samples with these weights, without gradient, as fast as it can.
+
+        Where nothing is faster, the same as ``using``. The weights are those of the block's start.
+        """
+
     def trainable_parameters(self) -> list[nn.Parameter]:
         """The parameters of *current*."""
+
+    def equals_current(self, name: WeightSet) -> bool:
+        """Whether a set is known to hold, bit for bit, what *current* holds; the same on all ranks."""
+
+    def current_moved(self) -> None:
+        """To be told when *current* was changed, by an optimizer's step or otherwise."""
 
     def update_anchor(self, decay: float) -> None:
         """Move it: anchor <- decay * anchor + (1 - decay) * current."""
@@ -102,7 +114,11 @@ class HasGradient(Protocol):
 
 
 class Objective(Protocol):
-    """The learning rule: what one micro-batch costs."""
+    """The learning rule: what one micro-batch costs.
+
+    A class with ``zero_at_zero_advantage = True`` has a loss that is zero, up to its KL terms, where the advantage is:
+    ``train.skip_zero_advantage`` may leave such samples out.
+    """
 
     needs: Needs
 

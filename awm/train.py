@@ -7,7 +7,8 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awm.command_line import parse, split_dry_run
+from awm.command_line import parse, split_dry_run, split_memory_gb
+from awm.freed_memory import keep_freed_memory
 from awm.quiet import quiet_libraries
 from awm.training.stopping import StopRequest
 
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
 PURPOSE = (
     "Fine-tune a Stable Diffusion 3 model by reinforcement learning. One process per GPU, by torchrun or accelerate.\n"
     "After an interruption, the same command with --config.resume_from=auto goes on.\n"
-    "--dry_run [--world_size N] only prints what the run on N ranks would do and need."
+    "--dry_run [--world_size N] only prints what the run on N ranks would do and need, and with --memory_gb M what to\n"
+    "set on GPUs of M GiB."
 )
 
 
@@ -30,6 +32,7 @@ def main() -> None:
     stop.install(at_once=True)
     try:
         only_plan, world_size, arguments = split_dry_run(sys.argv[1:])
+        memory_gb, arguments = split_memory_gb(arguments, only_plan=only_plan)
         config = parse(arguments, program="awm-train", purpose=PURPOSE)
     except ValueError as error:
         sys.exit(f"awm-train: {error}")
@@ -40,7 +43,7 @@ def main() -> None:
         from awm.dry_run import dry_run
 
         try:
-            return dry_run(config, world_size)
+            return dry_run(config, world_size, memory_gb)
         except ValueError as error:
             sys.exit(f"awm-train: {error}")
     try:
@@ -56,6 +59,8 @@ def main() -> None:
     try:
         try:
             stop.distributed = distributed = Distributed(config.mixed_precision)
+            if distributed.device.type == "cpu":
+                keep_freed_memory()
             liveness = Liveness(distributed, stop)
             status = train(config, distributed, stop, liveness)
             distributed.close()
@@ -75,6 +80,7 @@ def train(config: ConfigDict, distributed: Distributed, stop: StopRequest, liven
     from awm.rewards.errors import RewardError
     from awm.training.checkpoint import CheckpointError
     from awm.training.ending import report
+    from awm.training.parity import ParityError
     from awm.training.run_lock import run_lock
     from awm.training.stopping import StopRequestedError
     from awm.training.update import NonFiniteLossError
@@ -95,7 +101,7 @@ def train(config: ConfigDict, distributed: Distributed, stop: StopRequest, liven
                 print(error, file=sys.stderr)
         except (RewardError, NonFiniteLossError) as error:
             status = report(error, liveness, f"; {trainer.outputs.saved_note}")
-        except CheckpointError as error:
+        except (CheckpointError, ParityError) as error:
             status = report(error, liveness)
         page = trainer.outputs.finish()
         if page is not None:

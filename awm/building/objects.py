@@ -57,9 +57,8 @@ def without_effect(config: ConfigDict) -> list[str]:
     taken = _keys_of(OBJECTIVES.load(config.train.algorithm))
     known = set().union(*(_keys_of(OBJECTIVES.load(name)) for name in OBJECTIVES))
     train, default = config.train.to_dict(), default_config().train.to_dict()
-    changed = {
-        key for key in train.keys() & (known - taken - {"advantage_max", "off_policy"}) if train[key] != default[key]
-    }
+    of_objectives = known - taken - {"advantage_max", "off_policy", "batch_size"}
+    changed = {key for key in train.keys() & of_objectives if train[key] != default[key]}
     if train["ema_beta"] > 0 and "ema_beta" not in taken:
         changed.add("ema_beta")
     return sorted(f"train.{key}" for key in changed)
@@ -144,9 +143,13 @@ def build_policy(
         lora_path=config.train.lora_path,
         seed=config.seed,
         shard=shard,
+        merge_lora=config.sample.merge_lora,
+        fp8=config.sample.fp8,
     )
     if config.train.compile:
         model.compile_blocks()
+        if policy.rollout_copy is not None:
+            model.compile_blocks(policy.rollout_copy.transformer)
     return policy
 
 
@@ -159,6 +162,8 @@ def build_optimizer(config: ConfigDict, policy: Policy) -> torch.optim.Optimizer
         "weight_decay": train.adam_weight_decay,
         "eps": train.adam_epsilon,
     }
+    if not train.use_8bit_adam and _takes_one_kernel(config, policy):
+        options["fused"] = True
     if not train.use_8bit_adam:
         return torch.optim.AdamW(policy.trainable_parameters(), **options)
     try:
@@ -167,6 +172,16 @@ def build_optimizer(config: ConfigDict, policy: Policy) -> torch.optim.Optimizer
         raise ValueError("train.use_8bit_adam=True needs bitsandbytes: pip install bitsandbytes.") from error
     optimizer: torch.optim.Optimizer = AdamW8bit(policy.trainable_parameters(), **options)
     return optimizer
+
+
+def _takes_one_kernel(config: ConfigDict, policy: Policy) -> bool:
+    """Whether AdamW can run as one kernel without changing what else a run relies on.
+
+    On CPUs it rounds otherwise than the form that the committed results were made with. With fp16 it would skip steps
+    by itself, unseen by Accelerate, which counts them.
+    """
+    on_gpu = all(parameter.device.type == "cuda" for parameter in policy.trainable_parameters())
+    return on_gpu and config.mixed_precision != "fp16"
 
 
 def build_reward(config: ConfigDict, stop: threading.Event | None = None) -> MixtureReward:

@@ -37,6 +37,7 @@ def build_outputs(
     distributed: Distributed,
     stop: StopRequest,
     sizes: Geometry,
+    found: Mapping[str, float],
     test_prompts: PromptSet | None,
     first_epoch: int,
 ) -> RunOutputs:
@@ -52,6 +53,7 @@ def build_outputs(
         distributed: the ranks; only the main one writes.
         stop: whether somebody wants the run to end.
         sizes: of an epoch.
+        found: metrics of sizes that the run found by itself.
         test_prompts: the held-out prompts; None for a run without evaluations.
         first_epoch: the first line of metrics.jsonl this process writes; later ones are dropped from it.
     """
@@ -91,7 +93,7 @@ def build_outputs(
         grid_rows=_grid_rows(sizes),
         sizes=sizes,
         limits=Limits(**config.guardrails.to_dict()),
-        constants={"lora/modules": count_lora(policy.model.transformer)} if config.use_lora else {},
+        constants={**found, **({"lora/modules": count_lora(policy.model.transformer)} if config.use_lora else {})},
         stop=stop,
     )
 

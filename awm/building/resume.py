@@ -26,6 +26,7 @@ OPERATIONAL_KEYS = (
     *("sample.train_batch_size", "sample.test_batch_size", "sample.num_batches_per_epoch", "train.batch_size"),
     *("train.gradient_accumulation_steps", "train.num_batches_per_epoch", "train.gradient_checkpointing"),
     *("train.compile", "allow_tf32", "pretrained.text_encoder_device"),
+    *("sample.merge_lora", "sample.fp8", "sample.max_reward_gap"),
 )
 OPERATIONAL_SECTIONS = ("evaluation.", "guardrails.", "reward_server.")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
+from awm.building.batch_sizes import bytes_of_training, check_open_sizes, settle_batch_sizes
 from awm.building.equal_servers import check_equal_servers
 from awm.building.objects import build_objective, build_optimizer, build_policy, build_reward, build_rollout_sampler
 from awm.building.outputs import build_outputs
@@ -14,10 +15,13 @@ from awm.building.resume import resume_state
 from awm.configuration import config_to_dict
 from awm.data.prompts import PromptSet, load_prompts
 from awm.interfaces import Objective, Policy, Reward, WeighsGroups
+from awm.models.float8 import CAPABILITY
 from awm.rewards.mixture import MixtureReward
 from awm.training.credit import Credit
 from awm.training.distributed import Distributed
 from awm.training.geometry import Geometry, require_whole_groups
+from awm.training.outputs import RunOutputs
+from awm.training.parity import ParityCheck
 from awm.training.reward_gradient import RewardGradient
 from awm.training.rollout import Rollout
 from awm.training.settings import Advantages, Averaging, Schedule
@@ -44,10 +48,26 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
     reward = build_reward(config, stop.requested)
     _check_needs(config, objective, reward)
     check_groups(config, objective, sizes)
+    check_fast_sampling(config, objective)
+    check_open_sizes(config, objective, distributed)
     reward.check()
     check_equal_servers(reward, distributed, allow_changed_scorer=config.reward_server.allow_changed_scorer)
 
     policy = build_policy(config, distributed.device, distributed.shard)
+    settled = settle_batch_sizes(
+        config,
+        sizes,
+        policy=policy,
+        objective=objective,
+        distributed=distributed,
+        run=run,
+        bytes_per_number=bytes_of_training(
+            config, keeps_rollout_weights=keeps_rollout_weights(config, objective) and sizes.updates_per_epoch > 1
+        ),
+    )
+    config, sizes = settled.config, settled.sizes
+    if settled.metrics:
+        objective, resolved = build_objective(config), config_to_dict(config)
     optimizer: torch.optim.Optimizer = build_optimizer(config, policy)
     policy.model.transformer, optimizer = distributed.prepare(policy.model.transformer, optimizer)
     if resume is not None:
@@ -55,23 +75,26 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
         distributed.load_optimizer_state(optimizer, resume.optimizer)
         distributed.load_scaler_state(None if resume.scaler is None else dict(resume.scaler))
     epoch, step = (0, 0) if resume is None else (resume.epoch, resume.step)
+    rollout = _rollout(config, policy, objective, reward, distributed, stop)
+    outputs = build_outputs(
+        config,
+        run=run,
+        resolved=resolved,
+        policy=policy,
+        optimizer=optimizer,
+        reward=reward,
+        distributed=distributed,
+        stop=stop,
+        sizes=sizes,
+        found=settled.metrics,
+        test_prompts=test_prompts,
+        first_epoch=epoch + 1 if epoch else 0,  # the base model's evaluation is the first thing a run does
+    )
     return Trainer(
         policy=policy,
-        rollout=_rollout(config, policy, objective, reward, distributed, stop),
+        rollout=rollout,
         update=_update(config, policy, objective, optimizer, distributed, sizes),
-        outputs=build_outputs(
-            config,
-            run=run,
-            resolved=resolved,
-            policy=policy,
-            optimizer=optimizer,
-            reward=reward,
-            distributed=distributed,
-            stop=stop,
-            sizes=sizes,
-            test_prompts=test_prompts,
-            first_epoch=epoch + 1 if epoch else 0,  # the base model's evaluation is the first thing a run does
-        ),
+        outputs=outputs,
         distributed=distributed,
         geometry=sizes,
         prompts=train_prompts,
@@ -79,6 +102,7 @@ def build_trainer(config: ConfigDict, distributed: Distributed, stop: StopReques
         schedule=Schedule(config.num_epochs, config.save_freq, config.eval_freq),
         credit=_credit(config, policy, objective, reward, distributed),
         averaging=_averaging(config),
+        parity=_parity(config, rollout, outputs, distributed, train_prompts, sizes),
         shared_start=config.sample.shared_start,
         epoch=epoch,
         step=step,
@@ -102,6 +126,13 @@ def _check_engine(config: ConfigDict, distributed: Distributed) -> None:
             f"train.use_8bit_adam=True keeps its state in blocks that {distributed.engine.name} cannot cut; use DDP, "
             f"or set it to False."
         )
+    if config.sample.merge_lora and distributed.engine.forwards_are_collective:
+        raise ValueError(
+            f"sample.merge_lora=True needs whole weights on every rank, and {distributed.engine.name} cuts them; use "
+            f"DDP or DeepSpeed ZeRO-1 or 2, or set it to False."
+        )
+    if config.sample.fp8:
+        _check_float8(distributed.device)
 
 
 def _rollout(
@@ -127,6 +158,27 @@ def _rollout(
     )
 
 
+def _parity(
+    config: ConfigDict,
+    rollout: Rollout,
+    outputs: RunOutputs,
+    distributed: Distributed,
+    prompts: PromptSet,
+    sizes: Geometry,
+) -> ParityCheck | None:
+    if not config.sample.merge_lora:
+        return None
+    return ParityCheck(
+        rollout=rollout,
+        prompts=prompts,
+        num_prompts=sizes.num_prompts,
+        distributed=distributed,
+        seed=config.seed,
+        max_gap=config.sample.max_reward_gap,
+        progress=outputs.progress,
+    )
+
+
 def _update(
     config: ConfigDict,
     policy: Policy,
@@ -145,6 +197,7 @@ def _update(
         seed=config.seed,
         keep_rollout_weights=keeps_rollout_weights(config, objective),
         allow_skipped_steps=config.mixed_precision == "fp16",
+        skip_zero_advantage=config.train.skip_zero_advantage,
     )
 
 
@@ -202,6 +255,26 @@ def check_groups(config: ConfigDict, objective: Objective, sizes: Geometry) -> N
     """Refuse a geometry that cuts groups an objective needs whole; see ``require_whole_groups``."""
     if objective.needs.whole_groups:
         require_whole_groups(sizes, config.train.algorithm)
+
+
+def check_fast_sampling(config: ConfigDict, objective: Objective) -> None:
+    """Refuse merged weights for an objective that compares the rollout's own numbers with training forwards."""
+    if config.sample.merge_lora and objective.needs.trajectory:
+        raise ValueError(
+            f"train.algorithm={config.train.algorithm!r} compares the likelihood of the rollout's steps with that of "
+            f"the trained weights, which sample.merge_lora=True rounds, so that equal policies would differ; set it "
+            f"to False."
+        )
+
+
+def _check_float8(device: torch.device) -> None:
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= CAPABILITY:
+        return
+    found = f"compute capability {torch.cuda.get_device_capability(device)}" if device.type == "cuda" else "no GPU"
+    raise ValueError(
+        f"sample.fp8=True needs a GPU of compute capability 8.9 or more (Ada, Hopper), and this rank has {found}; set "
+        f"it to False."
+    )
 
 
 def _averaging(config: ConfigDict) -> Averaging:

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from awm.models.flops import Costs, module_bytes
 from awm.models.lora import count_lora
+from awm.models.rollout_copy import RolloutCopy
 from awm.models.weightless import Weightless
 from awm.planning.columns import aligned
 from awm.planning.plan import Plan
@@ -26,20 +27,12 @@ def memory_lines(config: ConfigDict, plan: Plan, parts: Weightless, frozen: int,
         frozen: bytes of the transformer without them.
         costs: for what the backward pass keeps.
     """
-    sizes = plan.sizes
-    text_device = config.pretrained.text_encoder_device
-    encoders = sum(module_bytes(encoder) for encoder in parts.text_encoders)
-    groups = max(len(groups_of(rank, sizes)) for rank in range(sizes.world_size))
-    rows = _rows_of_a_forward(plan)
+    text_device, encoders, rows = config.pretrained.text_encoder_device, encoder_bytes(parts), _rows_of_a_forward(plan)
     table = [
-        ("transformer" + (", frozen" if config.use_lora else ", cast for computing"), frozen),
-        ("autoencoder", module_bytes(parts.autoencoder)),
         *([] if text_device else [("text encoders", encoders)]),
-        _trained(config, plan, parts),
-        (f"latents of {sizes.images_per_rank} images", sizes.images_per_rank * _sample_bytes(config, plan, parts)),
-        (f"embeddings of {groups} prompts", groups * _prompt_bytes(parts)),
+        *held(config, plan, parts, frozen),
         (f"activations of {rows} training rows, an estimate", rows * costs.saved_bytes),
-    ]  # fmt: skip
+    ]
     total = sum(size for _, size in table)
     table.append(("together, without the libraries' own", total))
     if text_device:
@@ -48,6 +41,30 @@ def memory_lines(config: ConfigDict, plan: Plan, parts: Weightless, frozen: int,
     note = "as DDP holds it; FSDP2 and ZeRO spread weights, gradients and moments over the ranks"
     cells: list[tuple[str, ...]] = [(what, f"{size / unit:.2f}") for what, size in table]
     return [f"{name} per rank ({note})", *aligned(cells, numbers=True)]
+
+
+def held(config: ConfigDict, plan: Plan, parts: Weightless, frozen: int) -> list[tuple[str, int]]:
+    """What a rank holds all the time, item by item, but for text encoders; the arguments are those above."""
+    sizes, merges = plan.sizes, bool(config.sample.merge_lora)
+    groups = max(len(groups_of(rank, sizes)) for rank in range(sizes.world_size))
+    return [
+        ("transformer" + (", frozen" if config.use_lora else ", cast for computing"), frozen),
+        ("autoencoder", module_bytes(parts.autoencoder)),
+        _trained(config, plan, parts),
+        *([(f"merged copy for sampling{', in 8 bits' * config.sample.fp8}", _copy(config, parts))] * merges),
+        (f"latents of {sizes.images_per_rank} images", sizes.images_per_rank * _sample_bytes(config, plan, parts)),
+        (f"embeddings of {groups} prompts", groups * _prompt_bytes(parts)),
+    ]
+
+
+def encoder_bytes(parts: Weightless) -> int:
+    """The text encoders' weights."""
+    return sum(module_bytes(encoder) for encoder in parts.text_encoders)
+
+
+def _copy(config: ConfigDict, parts: Weightless) -> int:
+    """The weights that sampling has of its own."""
+    return RolloutCopy(parts.transformer, fp8=config.sample.fp8).own_bytes()
 
 
 def _trained(config: ConfigDict, plan: Plan, parts: Weightless) -> tuple[str, int]:

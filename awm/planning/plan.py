@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from awm.building.batch_sizes import check_open_sizes, open_sizes
 from awm.building.objects import build_objective, build_rollout_sampler, build_sampler, without_effect
-from awm.building.trainer import check_groups, keeps_rollout_weights, load_train_prompts
+from awm.building.trainer import check_fast_sampling, check_groups, keeps_rollout_weights, load_train_prompts
 from awm.data.prompts import load_prompts
 from awm.held_out.items import evaluation_items
 from awm.models.weights import find_transformer, find_weights
@@ -61,6 +62,8 @@ def make_plan(config: ConfigDict, world_size: int) -> Plan:
         held_out = len(evaluation_items(test, options.num_images_per_prompt, options.max_prompts))
     objective = build_objective(config)
     check_groups(config, objective, sizes)
+    check_open_sizes(config, objective)
+    check_fast_sampling(config, objective)
     needs = objective.needs
     sampler = build_rollout_sampler(config)
     evaluator = build_sampler(config, config.sample.eval_sampler, config.sample.eval_num_steps)
@@ -89,6 +92,7 @@ def _check_start(config: ConfigDict) -> None:
 def geometry_lines(config: ConfigDict, plan: Plan) -> list[str]:
     """Images, groups, batches and updates."""
     sizes, name = plan.sizes, config.run_name or "a run named by the time"
+    unknown = open_sizes(config)
     epoch = (
         f"{sizes.num_prompts} of {plan.train_prompts} prompts x {sizes.images_per_prompt} images = {sizes.images} "
         f"images, {sizes.images_per_rank} per rank"
@@ -105,6 +109,7 @@ def geometry_lines(config: ConfigDict, plan: Plan) -> list[str]:
         ("sampling", sampling),
         ("training", _training(config, plan)),
         ("evaluation", _evaluation(config, plan)),
+        *([("batch sizes", f"found when the run starts, here 1: {', '.join(unknown)}")] if unknown else []),
         *(("without effect", ", ".join(idle)) for idle in (without_effect(config),) if idle),
     ]
     return aligned(rows)
@@ -133,7 +138,8 @@ def _groups(sizes: Geometry) -> str:
 def _evaluation(config: ConfigDict, plan: Plan) -> str:
     if not plan.held_out:
         return "none (eval_freq=0)"
-    per_rank, batch = -(-plan.held_out // plan.sizes.world_size), config.sample.test_batch_size
+    per_rank = -(-plan.held_out // plan.sizes.world_size)
+    batch = config.sample.test_batch_size or plan.sizes.sample_batch_size
     return (
         f"{plan.held_out} images before the run, every {config.eval_freq} epochs and at the end; up to {per_rank} per "
         f"rank in {_count(-(-per_rank // batch), 'batch', 'batches')} of {batch}; {config.sample.eval_sampler} in "

@@ -148,6 +148,11 @@ class RunOutputs:
         self.bars.epoch_done(epoch, remaining_s)
         print_epoch(epoch_line(metrics, self.num_epochs, remaining_s), self.guardrails.warnings(epoch, found))
 
+    def note(self, line: str) -> None:
+        """One line on the console."""
+        if self.metrics is not None:
+            print_epoch(line, ())
+
     def save(self, epoch: int, step: int) -> None:
         """A checkpoint; ranks agree on a failure, so that none goes on alone."""
         if epoch == self.saved_epoch:

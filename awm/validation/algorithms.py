@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from awm.validation.tables import STEPWISE, rollout_sampler
+from awm.validation.tables import OBJECTIVES, STEPWISE, rollout_sampler
 
 
 def _check_groups(config: ConfigDict) -> None:
@@ -178,3 +178,21 @@ def check_algorithm(config: ConfigDict) -> None:
     """Raise ValueError if the configuration has no sense for its ``train.algorithm``."""
     for check in CHECKS.get(config.train.algorithm, ()):
         check(config)
+    if config.train.skip_zero_advantage:
+        _check_skipping(config.train.algorithm)
+
+
+def _check_skipping(algorithm: str) -> None:
+    # Imported late, with torch: only where it is asked for.
+    if _is_zero_at_zero_advantage(algorithm):
+        return
+    able = ", ".join(name for name in OBJECTIVES if _is_zero_at_zero_advantage(name))
+    raise ValueError(
+        f"train.skip_zero_advantage=True leaves out images whose advantage is 0, but with "
+        f"train.algorithm={algorithm!r} they teach, too; set it to False, or use one of {able}, whose loss is zero "
+        f"there but for its KL terms."
+    )
+
+
+def _is_zero_at_zero_advantage(algorithm: str) -> bool:
+    return bool(getattr(OBJECTIVES.load(algorithm), "zero_at_zero_advantage", False))

@@ -37,17 +37,21 @@ def validate(config: ConfigDict) -> None:
     _check_noise(config)
     check_algorithm(config)
     _check_combinations(config)
+    _check_open_sizes(config)
 
 
 def geometry(config: ConfigDict, world_size: int) -> Geometry:
-    """Sizes of an epoch on this many ranks; see :func:`awm.training.geometry.resolve_geometry`."""
+    """Sizes of an epoch on this many ranks; see :func:`awm.training.geometry.resolve_geometry`.
+
+    A batch size of 0, to be found when the model is there, stands as 1; nothing else depends on it.
+    """
     return resolve_geometry(
         world_size=world_size,
         images_per_prompt=config.sample.num_image_per_prompt,
         num_prompts=config.sample.num_prompts_per_epoch,
         sampling_batches=config.sample.num_batches_per_epoch,
-        sample_batch_size=config.sample.train_batch_size,
-        micro_batch_size=config.train.batch_size,
+        sample_batch_size=config.sample.train_batch_size or 1,
+        micro_batch_size=config.train.batch_size or 1,
         micro_batches_per_pass=config.train.num_batches_per_epoch,
         micro_batches_per_update=config.train.gradient_accumulation_steps,
         updates_per_pass=config.train.updates_per_inner_epoch,
@@ -77,6 +81,7 @@ def _check_combinations(config: ConfigDict) -> None:
         raise ValueError("dataset is empty; set it to a folder with train and test prompts, such as dataset/geneval.")
     if not config.use_lora and config.train.lora_path:
         raise ValueError("train.lora_path is set but use_lora is False; unset one of them.")
+    _check_fast_sampling(config)
     if config.train.old_policy == "current" and config.train.off_policy:
         raise ValueError("train.off_policy=True measures ratios to the anchor; use train.old_policy='rollout' with it.")
     if config.per_prompt_stat_tracking and config.sample.num_image_per_prompt == 1:
@@ -86,6 +91,39 @@ def _check_combinations(config: ConfigDict) -> None:
         )
     if config.train.cfg and config.sample.guidance_scale == 1.0:
         raise ValueError("train.cfg=True trains the guided velocity, but sample.guidance_scale is 1.0 (no guidance).")
+
+
+def _check_fast_sampling(config: ConfigDict) -> None:
+    if config.sample.merge_lora and not config.use_lora:
+        raise ValueError("sample.merge_lora=True merges the LoRA, but use_lora is False; set one of them back.")
+    if not config.sample.fp8:
+        return
+    if not config.sample.merge_lora:
+        raise ValueError("sample.fp8=True computes with the merged weights; set sample.merge_lora=True with it.")
+    if config.mixed_precision != "bf16":
+        raise ValueError(
+            f"sample.fp8=True has products that end in bfloat16, but mixed_precision={config.mixed_precision!r}; set "
+            f"it to 'bf16'."
+        )
+
+
+def _check_open_sizes(config: ConfigDict) -> None:
+    """A batch size that is found at start can decide nothing about the experiment."""
+    for size, others, instead in (
+        ("sample.train_batch_size", ("sample.num_batches_per_epoch",), "sample.num_prompts_per_epoch"),
+        (
+            "train.batch_size",
+            ("train.gradient_accumulation_steps", "train.num_batches_per_epoch"),
+            "train.updates_per_inner_epoch",
+        ),
+    ):
+        values = flatten(config.to_dict())
+        for key in others:
+            if values[size] == 0 and values[key] is not None:
+                raise ValueError(
+                    f"{size}=0 lets the run find the largest batch that fits, but {key}={values[key]} counts in such "
+                    f"batches; unset it and say the same with {instead}, or give {size} a number."
+                )
 
 
 def _check_window(config: ConfigDict) -> None:

@@ -75,7 +75,7 @@ def test_plug_ins_get_the_settings_their_constructors_name(plugins: None, make_c
     objective: Any = build_objective(config)
     assert objective.forward.noise.num_times == 3 and objective.forward.noise.kind == "discrete"
     objective = build_objective(make_config(train__beta=0.25, train__ema_beta=0.0))
-    assert objective.loss.keywords["beta"] == 0.25 and not objective.needs_anchor
+    assert (objective.forward.beta, objective.forward.ema_beta) == (0.25, 0.0)
     sampler: Any = build_sampler(make_config(sample__noise_level=0.7, sample__sde_frac=0.5), "flow_sde", 4)
     assert [step.std > 0 for step in sampler.steps] == [True, True, False, False]
 
@@ -89,7 +89,7 @@ def test_only_a_solver_that_asks_for_it_gets_a_grid_with_edited_ends() -> None:
 def test_guidance_reaches_the_objective_only_if_it_is_trained(make_config: Make) -> None:
     for cfg, expected in ((False, 1.0), (True, 4.5)):
         objective: Any = build_objective(make_config(sample__guidance_scale=4.5, train__cfg=cfg))
-        assert objective.guidance_scale == expected
+        assert objective.forward.guidance_scale == expected
 
 
 def test_the_optimizer_is_adamw_with_the_given_numbers(make_config: Make) -> None:

@@ -51,7 +51,15 @@ class Brightness:
         return images.double().mean((1, 2, 3)).float()
 
 
+class TiedBrightness(Brightness):
+    """The same for circles only: all images of any other prompt are worth nothing."""
+
+    def score(self, images: Tensor, text: Sequence[str]) -> Tensor:
+        return super().score(images, text) * torch.tensor([float("circle" in words) for words in text])
+
+
 IN_PROCESS.add("brightness", "tests.training.rank_scenarios:Brightness")
+IN_PROCESS.add("tied_brightness", "tests.training.rank_scenarios:TiedBrightness")
 
 
 def use_engine(name: str) -> None:
@@ -160,3 +168,41 @@ def refusal(engine: str, config_path: str, environment: dict[str, str]) -> str:
         for key in environment:
             os.environ.pop(key)
     return "nothing was refused"
+
+
+def found_batch_sizes(config_path: str) -> tuple[list[tuple[int, int]], bool]:
+    """(micro-batch, sampling batch) of each rank that finds its own, the last one having room for two images only.
+
+    And whether a training with them leaves equal weights on all ranks.
+    """
+    from awm.building import batch_sizes
+
+    class Unlimited:
+        def free(self) -> int:
+            return 10**12
+
+        def start(self) -> None: ...
+
+        def peak(self) -> int:
+            return 1
+
+        def clear(self) -> None: ...
+
+    use_engine("ddp")
+    config = config_from_json(config_path)
+    distributed = Distributed(config.mixed_precision)
+    trial, is_last = batch_sizes.TrainingTrial.__call__, distributed.rank == distributed.world_size - 1
+
+    def limited(self: Any, images: int) -> None:
+        trial(self, images)
+        if is_last and images > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    batch_sizes.meter_of, batch_sizes.TrainingTrial.__call__ = lambda device: Unlimited(), limited  # type: ignore
+    trainer = build_trainer(config, distributed, StopRequest(distributed))
+    trainer.train()
+    trainer.outputs.finish()
+    sizes = distributed.gather_objects([(trainer.geometry.micro_batch_size, trainer.geometry.sample_batch_size)])
+    weights = torch.cat([p.detach().flatten() for p in trainer.policy.trainable_parameters()])
+    all_weights = distributed.gather(weights).reshape(distributed.world_size, -1)
+    return sizes, bool((all_weights == all_weights[0]).all())

@@ -129,6 +129,7 @@ def test_a_window_moves_with_the_epoch_and_a_shared_start_parts_where_it_begins(
 
 def test_settings_without_effect_are_named(make_config: Make) -> None:
     assert without_effect(make_config(train__weighting="t", train__train_timesteps=6)) == []
+    assert without_effect(make_config(train__batch_size=4)) == []  # the trainer's, though RFM looks at it, too
     fast = make_config(**(settings("flow_grpo_fast") | {"train__ema_beta": 1.0, "train__train_timesteps": 3}))
     assert without_effect(fast) == ["train.ema_beta", "train.train_timesteps"]
     weighted = make_config(**settings("rwr"), train__weighting="t", train__nft_beta=0.1)
