@@ -101,6 +101,34 @@ def test_the_medium_model_costs_what_is_known_of_it(
     assert float(adapters.split()[-1]) == pytest.approx(23.888e6 * 6 * 4 / 2**30, abs=0.006)
 
 
+@pytest.mark.parametrize(
+    ("fp8", "label", "gib"),
+    [
+        # 243 adapted projections of 1536 x 1536 in bfloat16.
+        (False, "merged copy for sampling", 243 * 1536**2 * 2 / 2**30),
+        # These and 47 feed-forwards in one byte, and four for each output.
+        (
+            True,
+            "merged copy for sampling, in 8 bits",
+            (243 * 1536 * (1536 + 4) + 47 * (2 * 1536 * 6144 + 4 * (1536 + 6144))) / 2**30,
+        ),
+    ],
+)
+def test_a_copy_for_sampling_counts_as_what_it_does_not_share(
+    medium: Path,
+    recipe: Callable[..., ConfigDict],
+    capsys: pytest.CaptureFixture[str],
+    fp8: bool,
+    label: str,
+    gib: float,
+):
+    words = [f"--config.pretrained.model={medium}", "--config.sample.merge_lora=True", f"--config.sample.fp8={fp8}"]
+    dry_run(recipe("geneval_sd3_no_cfg_1node", *words), 8)
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.strip().startswith("merged copy"))
+    assert line.strip().startswith(f"{label}  ")
+    assert float(line.split()[-1]) == pytest.approx(gib, abs=0.006)
+
+
 def test_the_plan_is_the_run_s_geometry_and_leaves_nothing_behind(
     make_config: Make, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

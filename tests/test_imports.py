@@ -34,6 +34,10 @@ RULES: dict[str, set[str]] = {
         *("awm.building.objects", "awm.planning.compute", "awm.planning.plan", "awm.data.prompts"),
         *("awm.models.flops", "awm.models.lora", "awm.models.weightless", "awm.training.metrics"),
         *("awm.held_out.records", "awm.provenance", "awm.quiet", "awm.report", "reward_server.process"),
+        *("awm.planning.costs", "awm.validation"),
+        # awm-bench throughput runs the trainer itself, and switches its savings off.
+        *("awm.building", "awm.types", "awm.interfaces", "awm.data.grouping", "awm.models.sd3", "awm.training"),
+        *("awm.objectives.noising", "awm.rewards.mixture", "awm.freed_memory"),
     },
     "awm/models": {"awm.types", "awm.interfaces", "awm.models"},
     "awm/rewards": {"awm.types", "awm.interfaces", "awm.registry", "awm.rewards", "awm.images", "reward_server"},
@@ -48,6 +52,7 @@ ONLY_IN = {
         *(f"awm/training/engines/{name}.py" for name in ("choice", "fsdp2", "replicated", "zero")),
     },
     "ml_collections": {
+        "awm/building/batch_sizes.py",
         "awm/building/objects.py",
         "awm/building/outputs.py",
         "awm/building/trainer.py",
@@ -61,6 +66,7 @@ ONLY_IN = {
         "awm/planning/compute.py",
         "awm/planning/memory.py",
         "awm/planning/plan.py",
+        "awm/planning/proposal.py",
         "awm/validation/algorithms.py",
         "awm/validation/checks.py",
         "awm/validation/tables.py",

@@ -8,6 +8,9 @@ BENCHMARKS = {
     "algorithms": Subcommand(
         "awm.bench.algorithms:main", "which learning rule gets furthest on the tiny world with the same budget"
     ),
+    "throughput": Subcommand(
+        "awm.bench.throughput.command:main", "images per second, by phase and against what the device could do"
+    ),
 }
 COMMAND = Subcommands("awm-bench", "benchmark", BENCHMARKS, install="pip install -e '.[server]'")
 main = COMMAND.main

@@ -6,17 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from awm.bench.arms import Arm
+from awm.bench.costs import model_costs
 from awm.bench.identity import resolved
 from awm.bench.jobs import Job, Stage, final_jobs
 from awm.bench.settings import Settings
-from awm.building.objects import DTYPES
 from awm.data.prompts import load_prompts
-from awm.models.flops import Costs, count_costs
-from awm.models.lora import add_lora
-from awm.models.weightless import load_weightless
 from awm.planning.compute import epoch_work
 from awm.planning.plan import make_plan
 
@@ -89,17 +85,7 @@ def _work(job: Job, settings: Settings) -> Work:
         plan = make_plan(config, 1)
     except ValueError as error:
         raise ValueError(f"{job.label}: {error}") from error
-    pretrained = config.pretrained
-    adapters = (config.lora_type, config.lora_rank, config.lora_alpha) if config.use_lora else None
-    costs = _costs(
-        pretrained.model,
-        pretrained.revision,
-        pretrained.max_sequence_length,
-        config.mixed_precision,
-        adapters,
-        config.resolution,
-        config.train.gradient_checkpointing,
-    )
+    costs = model_costs(config)
     operations = float(sum(cost * number for _, cost, number in epoch_work(plan, costs)))
     return Work(plan.sizes.images, operations)
 
@@ -109,24 +95,3 @@ def _check_prompts(dataset: str, prompt_fn: str, wanted: int) -> None:
     there = len(load_prompts(Path(dataset), "test", prompt_fn))
     if wanted > there:
         raise ValueError(f"--prompts {wanted} is more than the {there} of {dataset}'s test file; use {there} or fewer.")
-
-
-@cache
-def _costs(
-    model: str,
-    revision: str,
-    max_sequence_length: int | None,
-    precision: str,
-    adapters: tuple[Any, int, int] | None,
-    resolution: int,
-    gradient_checkpointing: bool,
-) -> Costs:
-    """As ``awm-train --dry_run`` counts them; the arms nearly always share them."""
-    parts = load_weightless(model, revision=revision, max_sequence_length=max_sequence_length, dtype=DTYPES[precision])
-    if adapters is None:
-        parts.transformer.requires_grad_(True)
-    else:
-        lora_type, rank, alpha = adapters
-        add_lora(parts.transformer, lora_type=lora_type, rank=rank, alpha=alpha, seed=0)
-        parts.transformer.to(parts.autoencoder.dtype)
-    return count_costs(parts, resolution=resolution, gradient_checkpointing=gradient_checkpointing)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from awm.building import build_model, build_reward, build_sampler
 from awm.building.equal_servers import check_equal_servers
-from awm.configuration import copy_config
+from awm.configuration import copy_config, default_config
 from awm.data.prompts import load_prompts, read_prompts
 from awm.drawing import Drawing
 from awm.held_out.identity import FILE, claim, prompts_digest
@@ -181,6 +181,8 @@ def _settled(config: ConfigDict, arguments: argparse.Namespace) -> ConfigDict:
         config.evaluation.num_images_per_prompt = arguments.num_images_per_prompt
     if arguments.prompts is not None:
         config.dataset = str(arguments.prompts.parent)
+    if config.sample.test_batch_size == 0:  # only a training finds out what fits
+        config.sample.test_batch_size = config.sample.train_batch_size or default_config().sample.test_batch_size
     # Here nothing is only watched: a score that was asked for is delivered, or the evaluation fails.
     with config.unlocked():
         config.reward_fn = ConfigDict(dict.fromkeys(config.reward_fn.to_dict(), 1.0), allow_dotted_keys=True)

@@ -145,8 +145,8 @@ def test_every_recipe_builds_its_objective_and_samplers(name: str):
     assert rollout_sampler(config) == "sa_solver"
     assert sampler.grid[0] == pytest.approx(0.999)
     objective: Any = build_objective(config)
-    assert objective.noise.num_times == config.train.train_timesteps
-    assert objective.needs_reference == (config.train.beta > 0)
+    assert objective.forward.noise.num_times == config.train.train_timesteps
+    assert objective.forward.beta == config.train.beta
 
 
 def test_an_unknown_recipe_lists_those_that_exist():

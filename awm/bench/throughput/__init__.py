@@ -1,0 +1,1 @@
+"""awm-bench throughput: how fast the trainer is, against what the device could do and against the common way."""
