@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from awm.held_out.records import PartWriter, Record
 from awm.held_out.together import ElsewhereError
 from awm.images import quantise, save_png
 from awm.interfaces import Reward
+from awm.rewards.threads import scoring_pool
 from awm.training.distributed import Distributed
 from awm.training.evaluation import to_records
 from awm.training.stopping import StopRequest
@@ -70,7 +71,7 @@ class Scoring:
         """
         ranks, pending = self._distributed.world_size, list[Future[None]]()
         stopped = False
-        pool = ThreadPoolExecutor(WORKERS, thread_name_prefix="reward")
+        pool = scoring_pool(WORKERS, self._distributed.device)
         try:
             for start in range(0, len(batches), ranks):
                 if stopped := self._stop.agreed():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -17,6 +17,7 @@ from awm.flow.rng import Noise, SampleNoise
 from awm.images import quantise
 from awm.interfaces import Model, Policy, Reward, Sampler, WeightSet
 from awm.rewards.errors import RewardError
+from awm.rewards.threads import scoring_pool
 from awm.training.distributed import Distributed
 from awm.training.host_copy import HostCopy
 from awm.training.phases import DeviceStopwatch
@@ -119,7 +120,7 @@ class Rollout:
         shown: dict[int, tuple[HostCopy, int]] = {}
         on_host: HostCopy | None = None
         failure: Exception | None = None
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="reward")
+        pool = scoring_pool(self.workers, self.distributed.device)
         try:
             with self._weights(plain):
                 for start in range(0, len(prompts), self.batch_size):
