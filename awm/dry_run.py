@@ -6,8 +6,8 @@ import os
 
 from ml_collections import ConfigDict
 
-from awm.building.objects import DTYPES
-from awm.models.weightless import MissingConfigError, Weightless, load_weightless
+from awm.building.objects import build_weightless
+from awm.models.weightless import MissingConfigError, Weightless
 from awm.planning.compute import compute_lines
 from awm.planning.costs import add_adapters, costs_of
 from awm.planning.memory import memory_lines
@@ -30,14 +30,8 @@ def dry_run(config: ConfigDict, world_size: int | None, memory_gb: float | None 
     if int(os.environ.get("RANK", "0")) != 0:
         return
     print("\n".join(geometry_lines(config, plan)), flush=True)
-    pretrained = config.pretrained
     try:
-        parts = load_weightless(
-            pretrained.model,
-            revision=pretrained.revision,
-            max_sequence_length=pretrained.max_sequence_length,
-            dtype=DTYPES[config.mixed_precision],
-        )
+        parts = build_weightless(config)
     except MissingConfigError as error:
         print(f"\nwithout the model's configuration there are no bytes and operations: {error}")
         return

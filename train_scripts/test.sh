@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every test that needs neither a GPU nor the internet: about 10 minutes on 2 cores.
+# Every test that needs neither a GPU nor the internet: about 12 minutes on 2 cores.
 #   bash train_scripts/test.sh                  all of them
 #   bash train_scripts/test.sh tests/samplers   some of them; arguments go to pytest
 set -euo pipefail

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from awm.building.objects import DTYPES
+from awm.building.objects import build_weightless
 from awm.models.flops import Costs
-from awm.models.weightless import load_weightless
 from awm.planning.costs import add_adapters, costs_of
 
 _KNOWN: dict[tuple[Any, ...], Costs] = {}
@@ -21,12 +20,7 @@ def model_costs(config: Any) -> Costs:
         *(config.mixed_precision, adapters, config.resolution, config.train.gradient_checkpointing),
     )
     if key not in _KNOWN:
-        parts = load_weightless(
-            pretrained.model,
-            revision=pretrained.revision,
-            max_sequence_length=pretrained.max_sequence_length,
-            dtype=DTYPES[config.mixed_precision],
-        )
+        parts = build_weightless(config)
         add_adapters(parts, config)
         _KNOWN[key] = costs_of(parts, config)
     return _KNOWN[key]

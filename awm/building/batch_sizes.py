@@ -18,11 +18,10 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from awm.building.objects import DTYPES, build_rollout_sampler
+from awm.building.objects import build_rollout_sampler, build_weightless
 from awm.building.resume import OPERATIONAL_SECTIONS
 from awm.configuration import config_to_dict, copy_config, flatten
 from awm.interfaces import Objective, Policy
-from awm.models.weightless import load_weightless
 from awm.planning.costs import add_adapters, costs_of
 from awm.training.autosize import (
     CPU_SAMPLING_ROWS,
@@ -216,13 +215,7 @@ def _for_cpu(
     config: ConfigDict, sizes: Geometry, wanted: list[str], objective: Objective, distributed: Distributed
 ) -> dict[str, int]:
     """Sizes that a CPU computes with at ease, and that fit by what a dry run knows; of the rank with least memory."""
-    pretrained = config.pretrained
-    parts = load_weightless(
-        pretrained.model,
-        revision=pretrained.revision,
-        max_sequence_length=pretrained.max_sequence_length,
-        dtype=DTYPES[config.mixed_precision],
-    )
+    parts = build_weightless(config)
     add_adapters(parts, config)
     neighbours = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     available = min(distributed.gather_objects([available_memory() // neighbours]))
@@ -274,7 +267,7 @@ def _device(device: torch.device) -> str:
 
 
 def _recorded(run: Path, question: Mapping[str, Any]) -> dict[str, int] | None:
-    """An earlier answer to the same question."""
+    """An earlier answer to the same question; None also if the file is damaged, for then it can be asked again."""
     try:
         known = json.loads((run / RECORD).read_text())
         return dict(known["found"]) if known["asked"] == json.loads(json.dumps(question)) else None

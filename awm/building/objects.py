@@ -18,6 +18,7 @@ from awm.flow.times import edit_ends, shifted_grid
 from awm.interfaces import Objective, Policy, Reward, Sampler, WeightSet
 from awm.models.policy import Policy as SD3Policy
 from awm.models.sd3 import SD3
+from awm.models.weightless import Weightless, load_weightless
 from awm.models.weights import find_transformer
 from awm.objectives.forward_process import ForwardProcess
 from awm.rewards.mixture import MixtureReward
@@ -127,6 +128,21 @@ def build_model(config: ConfigDict, device: torch.device, *, full_precision: boo
     if pretrained.text_encoder_device:
         model.offload_text_encoders(pretrained.text_encoder_device)
     return model
+
+
+def build_weightless(config: ConfigDict) -> Weightless:
+    """The parts of ``pretrained.model`` with sizes and no contents, in the dtype they are computed in.
+
+    Raises:
+        MissingConfigError: the model's configuration is not on this machine.
+    """
+    pretrained = config.pretrained
+    return load_weightless(
+        pretrained.model,
+        revision=pretrained.revision,
+        max_sequence_length=pretrained.max_sequence_length,
+        dtype=DTYPES[config.mixed_precision],
+    )
 
 
 def build_policy(

@@ -136,9 +136,10 @@ def test_mistakes_are_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_device_that_is_not_there_is_refused(here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    if torch.cuda.is_available():
-        pytest.skip("there is one")
+def test_a_device_that_is_not_there_is_refused(
+    here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert run(tmp_path / "x.json", "--device", "cuda") == 1
     assert "torch sees no CUDA device" in capsys.readouterr().err
 

@@ -11,17 +11,15 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from awm.building import batch_sizes, build_objective, build_trainer
+from awm.building import batch_sizes, build_objective
 from awm.configuration import config_to_dict
 from awm.training.autosize import sampling_sizes, size_for_cpu, training_sizes
-from awm.training.distributed import Distributed
 from awm.training.memory_meter import is_out_of_memory
 from awm.training.metrics import read_metrics
-from awm.training.stopping import StopRequest
-from awm.training.trainer import Trainer
 from awm.validation import geometry, validate
 from tests.training.rank_scenarios import found_batch_sizes, refusal
 from tests.training.ranks import run_ranks
+from tests.training.test_trainer import build, run
 
 Make = Callable[..., ConfigDict]
 OPEN = {"train__batch_size": 0, "sample__train_batch_size": 0, "sample__test_batch_size": 0}
@@ -70,18 +68,6 @@ def metered(monkeypatch: pytest.MonkeyPatch) -> Callable[..., RowsMeter]:
         return meter
 
     return install
-
-
-def build(config: ConfigDict) -> Trainer:
-    distributed = Distributed(config.mixed_precision)
-    return build_trainer(config, distributed, StopRequest(distributed))
-
-
-def run(config: ConfigDict) -> Trainer:
-    trainer = build(config)
-    trainer.train()
-    trainer.outputs.finish()
-    return trainer
 
 
 def test_candidates_cut_evenly_and_leave_batches_to_overlap_with(make_config: Make):

@@ -13,6 +13,7 @@ from awm.models.lora import LoraType, count_lora
 from awm.models.policy import Policy
 from awm.models.rollout_copy import RolloutCopy, merged_weight
 from awm.models.sd3 import SD3
+from tests.models.test_policy import disturb
 
 Make = Callable[..., Policy]
 SETS: list[WeightSet] = ["current", "anchor", "reference", "average", "rollout"]
@@ -34,13 +35,6 @@ def make_policy(checkpoint: Path) -> Make:
         return policy
 
     return make
-
-
-@torch.no_grad()
-def disturb(policy: Policy, seed: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in policy.trainable_parameters():
-        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
 
 
 def velocity(policy: Policy, guidance_scale: float = 1.0) -> Tensor:

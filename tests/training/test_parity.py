@@ -12,38 +12,24 @@ import pytest
 import torch
 from ml_collections import ConfigDict
 
-from awm.building import build_optimizer, build_trainer
+from awm.building import build_optimizer
 from awm.building.objects import _takes_one_kernel
 from awm.building.trainer import _check_engine
 from awm.configuration import config_to_dict, default_config
 from awm.planning.plan import make_plan
 from awm.rewards.errors import RewardError
 from awm.training import parity, trainer
-from awm.training.distributed import Distributed
 from awm.training.guardrails import Limits, breaches
 from awm.training.host_copy import HostCopy
 from awm.training.metrics import read_metrics
 from awm.training.parity import Parity, ParityError, compare
-from awm.training.stopping import StopRequest
-from awm.training.trainer import Trainer
 from awm.types import Rewards
 from tests.training.rank_scenarios import train_all
 from tests.training.ranks import run_ranks
+from tests.training.test_trainer import build, run
 
 Make = Callable[..., ConfigDict]
 NAN = float("nan")
-
-
-def build(config: ConfigDict) -> Trainer:
-    distributed = Distributed(config.mixed_precision)
-    return build_trainer(config, distributed, StopRequest(distributed))
-
-
-def run(config: ConfigDict) -> Trainer:
-    built = build(config)
-    built.train()
-    built.outputs.finish()
-    return built
 
 
 def timeless(path: Path) -> list[dict[str, Any]]:

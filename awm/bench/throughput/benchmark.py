@@ -20,9 +20,8 @@ from awm.bench.throughput.profiling import profile_epoch
 from awm.bench.throughput.rounds import Outcome, run_rounds
 from awm.bench.throughput.statistics import measured, ratios
 from awm.bench.throughput.variants import DEFAULT, Variant, check_names, refusal, resolve
-from awm.building.objects import DTYPES
+from awm.building.objects import DTYPES, build_weightless
 from awm.configuration import config_to_dict, flatten
-from awm.models.weightless import load_weightless
 from awm.provenance import provenance
 from awm.training.distributed import Distributed
 from awm.validation import validate
@@ -221,13 +220,7 @@ class Benchmark:
         return result
 
     def _parameters(self) -> dict[str, Any]:
-        pretrained = self.config.pretrained
-        parts = load_weightless(
-            pretrained.model,
-            revision=pretrained.revision,
-            max_sequence_length=pretrained.max_sequence_length,
-            dtype=self.dtype,
-        )
+        parts = build_weightless(self.config)
 
         def count(*modules: Any) -> int:
             return sum(parameter.numel() for module in modules for parameter in module.parameters())
