@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ def run_rounds(
         if number and not go_on():
             say(f"no time for round {number + 1} of {rounds}")
             break
-        for name in _turned(list(cases), number):
+        for name in _shuffled(list(cases), number):
             if not outcomes[name].error:
                 attempt(name, partial(_measure, cases[name], outcomes[name]))
         done = {name: outcome.epochs[-1] for name, outcome in outcomes.items() if len(outcome.epochs) > number}
@@ -99,7 +100,10 @@ def _warm_up(case: Case, epochs: int) -> None:
         case.epoch()
 
 
-def _turned(names: list[str], number: int) -> list[str]:
-    """The names from the ``number``-th on, and then those before it."""
-    start = number % len(names)
-    return names[start:] + names[:start]
+def _shuffled(names: list[str], number: int) -> list[str]:
+    """The names in the order of round ``number``, the same on every rank.
+
+    By lot, not in turn: whoever always follows the same one pays for what that one left in caches and memory.
+    """
+    random.Random(number).shuffle(names)
+    return names
