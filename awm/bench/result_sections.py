@@ -73,7 +73,7 @@ def _time(seconds: float) -> str:
 
 def _spread(seconds: tuple[float, float, float]) -> str:
     middle, low, high = map(_time, seconds)
-    return f"{middle}<small>{low} to {high}</small>" if middle != DASH else DASH
+    return f"{middle}<small>{low} to</small><small>{high}</small>" if middle != DASH else DASH
 
 
 def thresholds_section(comparison: Comparison) -> str:

@@ -63,7 +63,7 @@ def nice_ticks(low: float, high: float, count: int = NUM_TICKS) -> list[float]:
 
 def score_bar(row: Row, low: float, high: float, base: float) -> str:
     """Score and its standard error on a line from ``low`` to ``high``, with a mark at the untrained model's."""
-    width, middle = 150.0, 7.0
+    width, middle = 96.0, 7.0
 
     def at(score: float) -> float:
         return 4 + (score - low) / (high - low) * (width - 8) if high > low else width / 2
