@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -47,3 +48,20 @@ def test_console_scripts_are_installed_by_setup():
     setup = (ROOT / "setup.py").read_text()
     for command in set(re.findall(r"\bawm-(?:train|eval|sample|lab|bench|reward-server)\b", README)):
         assert f'"{command} = ' in setup
+
+
+def test_the_table_of_algorithms_has_the_numbers_of_the_comparison():
+    section = re.search(r"<!-- WHICH -->(.*)<!-- /WHICH -->", README, re.DOTALL)
+    assert section
+    found = json.loads((ROOT / "benchmarks/results/algorithms/algorithms.json").read_text())
+    rows = {row["arm"]: row for row in found["rows"]}
+    scores = re.findall(r"`(\w+)` (\.\d{3}) ± (\.\d{3})", section[1])
+    assert len(scores) > 10
+    for arm, mean, error in scores:
+        score = rows[arm]["score"]
+        assert abs(float(mean) - score["mean"]) < 6e-4 and abs(float(error) - score["standard_error"]) < 6e-4, arm
+    for arm, diversity in re.findall(r"`(\w+)` ([01]\.\d{2})(?!\d)", section[1]):
+        assert abs(float(diversity) - rows[arm]["guards"]["diversity"]) < 6e-3, arm
+    for arm, share in re.findall(r"`(\w+)` (\d\.\d)(?!\d)", section[1]):
+        assert abs(float(share) - rows[arm]["seconds"][0] / rows["awm"]["seconds"][0]) < 0.06, arm
+    assert ("not stable" in section[1].replace("*", "")) is not found["stability"]["is_stable"]
