@@ -207,7 +207,10 @@ def test_the_horizon_of_seconds_is_explained_with_the_spread_of_the_runs(tmp_pat
     for point in records["arm1-low-seed3"]["curve"]:
         point["seconds"] *= 3
     html = written(records, tmp_path)
-    assert "30 s<small>30 s to 1 min 30 s</small>" in html and "30 s<small>30 s to 30 s</small>" in html
+    assert (
+        "30 s<small>30 s to</small><small>1 min 30 s</small>" in html
+        and "30 s<small>30 s to</small><small>30 s</small>" in html
+    )
     assert "no run was planned for a budget of seconds" in html and "median run of the fastest arm" in html
 
 
