@@ -27,7 +27,10 @@ def make_policy(request: pytest.FixtureRequest, checkpoint: Path) -> MakePolicy:
 @pytest.fixture
 def policy(make_policy: MakePolicy) -> Policy:
     """A policy whose five weight sets all differ."""
-    policy = make_policy()
+    return with_different_sets(make_policy())
+
+
+def with_different_sets(policy: Policy) -> Policy:
     disturb(policy, 1)
     policy.update_anchor(0.5)
     disturb(policy, 2)

@@ -13,7 +13,7 @@ from awm.models.lora import LoraType, count_lora
 from awm.models.policy import Policy
 from awm.models.rollout_copy import RolloutCopy, merged_weight
 from awm.models.sd3 import SD3
-from tests.models.test_policy import disturb
+from tests.models.test_policy import disturb, with_different_sets
 
 Make = Callable[..., Policy]
 SETS: list[WeightSet] = ["current", "anchor", "reference", "average", "rollout"]
@@ -25,14 +25,7 @@ def make_policy(checkpoint: Path) -> Make:
         """Five weight sets that all differ."""
         model = SD3.load(str(checkpoint), dtype=dtype)
         policy = Policy(model, lora_type=lora_type, lora_rank=4, lora_alpha=12, merge_lora=True, fp8=fp8)
-        disturb(policy, 1)
-        policy.update_anchor(0.5)
-        disturb(policy, 2)
-        policy.update_average(0.5)
-        disturb(policy, 3)
-        policy.snapshot_rollout()
-        disturb(policy, 4)
-        return policy
+        return with_different_sets(policy)
 
     return make
 
