@@ -31,7 +31,7 @@ x = torch.ones(2**20)  # 4 MiB
 print(new_pages(lambda: len([x + 1 for _ in range(32)])))  # 128 MiB, all of it freed at the end
 """
 
-# Blocks of the C library itself: a tensor's own few bytes may lie above its data and then keep all below from the kernel.
+# Blocks of the C library itself: a tensor's few bytes may lie above its data, and all below then stays with the process
 BLOCKS = """
 import ctypes, sys
 from awm.freed_memory import keep_freed_memory, return_freed_memory

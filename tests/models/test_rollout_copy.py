@@ -13,7 +13,7 @@ from awm.models.lora import LoraType, count_lora
 from awm.models.policy import Policy
 from awm.models.rollout_copy import RolloutCopy, merged_weight
 from awm.models.sd3 import SD3
-from tests.models.test_policy import disturb, with_different_sets
+from tests.models.test_policy import with_different_sets
 
 Make = Callable[..., Policy]
 SETS: list[WeightSet] = ["current", "anchor", "reference", "average", "rollout"]

@@ -123,10 +123,18 @@ def test_decode_undoes_scale_and_shift(model: SD3, plain: StableDiffusion3Pipeli
 
 
 @torch.no_grad()
-def test_decode_in_chunks_is_decode(model: SD3, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = model.decode(noise())
-    monkeypatch.setattr("awm.models.sd3.DECODE_CHUNK", 32 * 32)
+@pytest.mark.parametrize(
+    ("limit", "value", "sizes"), [("DECODE_CHUNK", 1024, [1, 1, 1]), ("DECODE_IMAGES", 2, [2, 1])]
+)
+def test_decode_in_chunks_is_decode(
+    model: SD3, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, sizes: list[int]
+) -> None:
+    whole, seen = model.decode(noise()), []
+    decode = model._pipeline.vae.decode
+    monkeypatch.setattr(model._pipeline.vae, "decode", lambda z, **named: seen.append(len(z)) or decode(z, **named))
+    monkeypatch.setattr(f"awm.models.sd3.{limit}", value)
     torch.testing.assert_close(model.decode(noise()), whole)
+    assert seen == sizes
 
 
 @torch.no_grad()
