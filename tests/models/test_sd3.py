@@ -123,9 +123,7 @@ def test_decode_undoes_scale_and_shift(model: SD3, plain: StableDiffusion3Pipeli
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    ("limit", "value", "sizes"), [("DECODE_CHUNK", 1024, [1, 1, 1]), ("DECODE_IMAGES", 2, [2, 1])]
-)
+@pytest.mark.parametrize(("limit", "value", "sizes"), [("DECODE_CHUNK", 1024, [1, 1, 1]), ("DECODE_IMAGES", 2, [2, 1])])
 def test_decode_in_chunks_is_decode(
     model: SD3, monkeypatch: pytest.MonkeyPatch, limit: str, value: int, sizes: list[int]
 ) -> None:
