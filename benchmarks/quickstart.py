@@ -2,6 +2,7 @@
 
     python benchmarks/quickstart.py --seeds 0 1 2
     python benchmarks/quickstart.py --seeds 0 --full
+    python benchmarks/quickstart.py --out benchmarks/results/quickstart_options.json --config.sample.merge_lora=True
 
 Per seed: seconds of the whole script (the environment being installed), peak resident memory of all its processes
 together, held-out accuracy before and after, the paired gain and its standard error, once with all images taken as
@@ -16,6 +17,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +35,30 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--full", action="store_true", help="the longer run")
     parser.add_argument("--out", type=Path, help="JSON to write (default: benchmarks/results/quickstart[_full].json)")
-    arguments = parser.parse_args()
+    arguments, words = parser.parse_known_args()
+    if unknown := [word for word in words if not word.startswith("--config.")]:
+        parser.error(
+            f"unknown: {' '.join(unknown)}; further words are --config.section.key=value, as the script takes them"
+        )
+    if words and arguments.out is None:
+        parser.error(
+            "with --config.section.key=value the result is not the quickstart's: give it a file of its own, --out"
+        )
     out = arguments.out or ROOT / "benchmarks/results" / f"quickstart{'_full' if arguments.full else ''}.json"
     results: dict[str, Any] = provenance("torch", "diffusers", "transformers", "accelerate", "peft")
-    results |= {"score": SCORE, "runs": []}
+    results |= {"score": SCORE, "options": words, "runs": []}
     for seed in arguments.seeds:
-        results["runs"].append(run(seed, arguments.full))
+        results["runs"].append(run(seed, arguments.full, words))
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(results, indent=2) + "\n")
         print(json.dumps(results["runs"][-1], indent=2))
     print(out)
 
 
-def run(seed: int, full: bool) -> dict[str, Any]:
+def run(seed: int, full: bool, words: Sequence[str]) -> dict[str, Any]:
     """One quickstart from scratch, in a run folder of its own."""
     name = f"benchmark{'-full' if full else ''}-seed{seed}-{time.strftime('%Y%m%d%H%M%S')}"
-    command = ["bash", "train_scripts/quickstart.sh", "--seed", str(seed), "--run-name", name]
+    command = ["bash", "train_scripts/quickstart.sh", "--seed", str(seed), "--run-name", name, *words]
     started, peak = time.monotonic(), 0
     process = subprocess.Popen(command + (["--full"] if full else []), cwd=ROOT)
     while process.poll() is None:

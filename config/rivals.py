@@ -23,6 +23,7 @@ LIKELIHOOD: Settings = {
     "sample.sde_frac": 1.0,
     "sample.num_steps": 10,
     "sample.guidance_scale": 4.5,
+    "sample.merge_lora": False,  # the rollout's likelihood is that of the weights that are trained
     "train.batch_size": 1,
     "train.cfg": True,
     "train.adv_clip_max": 5.0,

@@ -1,7 +1,8 @@
 """The algorithms that are compared, each with the settings it may choose from before it is compared.
 
-Every arm is a recipe of the tiny world: the same model, prompts, rewards, images and updates. Its grid is declared
-here, before anything is run: half, all and twice the quickstart's learning rate, which was once tuned for AWM.
+Every arm is a recipe of the tiny world: the same model, prompts, rewards, images and updates, and adapters that are not
+merged for rollouts, which the likelihood rules do not allow. Its grid is declared here, before anything is run: half,
+all and twice the quickstart's learning rate, which was once tuned for AWM.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Arm:
 
     def words(self, setting: Setting) -> tuple[str, ...]:
         """Of awm-train's command line, for one point of the grid."""
-        return (f"--config={RECIPES}:{self.recipe}", *self.overrides, *setting.overrides)
+        return (f"--config={RECIPES}:{self.recipe}", *EVERY, *self.overrides, *setting.overrides)
 
 
 def overrides(section: str = "train", /, **values: object) -> tuple[str, ...]:
@@ -54,6 +55,7 @@ def overrides(section: str = "train", /, **values: object) -> tuple[str, ...]:
     return tuple(f"--config.{section}.{key}={value}" for key, value in values.items())
 
 
+EVERY = overrides("sample", merge_lora=False)
 WD1 = overrides(algorithm="simpo", simpo_weighting="wd1", weighting="Uniform", ema_beta=0.0, old_policy="rollout")
 
 ARMS: dict[str, Arm] = {

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from awm.bench.arms import BASE, RECIPES
+from awm.bench.arms import BASE, EVERY, RECIPES
 from awm.bench.jobs import Job, trainer_arguments
 from awm.bench.settings import Settings
 from awm.command_line import parse
@@ -40,8 +40,8 @@ def digest(job: Job, settings: Settings) -> str:
 
 
 def changes(job: Job, settings: Settings) -> dict[str, Any]:
-    """Keys of its configuration whose values are not the quickstart's, for people."""
-    base = _configuration((f"--config={RECIPES}:{BASE}",), settings, BASE)
+    """Keys of its configuration whose values are not the quickstart's as every arm has it, for people."""
+    base = _configuration((f"--config={RECIPES}:{BASE}", *EVERY), settings, BASE)
     return {key: v for key, v in _configuration(job.words, settings, job.label).items() if v != base[key]}
 
 

@@ -7,6 +7,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from awm.bench.arms import EVERY
 from awm.bench.cells import coloured, plus_minus, table
 from awm.bench.comparison import Comparison
 from awm.bench.jobs import Record
@@ -118,7 +119,7 @@ def failures_section(unfinished: Sequence[Record]) -> str:
 
 
 def configurations_section(rows: Sequence[Row], records: Mapping[str, Record]) -> str:
-    """The keys of each arm that are not as in the quickstart."""
+    """The keys of each arm that are not as in the quickstart, but for what all arms have otherwise."""
     if not rows:
         return ""
     lines = []
@@ -126,8 +127,10 @@ def configurations_section(rows: Sequence[Row], records: Mapping[str, Record]) -
         changes = records[f"{row.arm}-{row.setting}-seed{next(iter(row.scores))}"]["changes"]
         text = ", ".join(f"{key}={_shown(value)}" for key, value in changes.items()) or "none"
         lines.append(f'<tr><td class="name">{escape(row.title)}</td><td class="why">{escape(text)}</td></tr>')
+    shared = ", ".join(word.removeprefix("--config.") for word in EVERY)
     return (
         "<details><summary>What each arm changes in the quickstart, its chosen setting included</summary>"
+        f'<p class="note">All arms: {escape(shared)}.</p>'
         f'<div class="scroll"><table><tbody>{"".join(lines)}</tbody></table></div></details>'
     )
 

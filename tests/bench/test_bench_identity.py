@@ -10,8 +10,8 @@ from made_up import GRID, an_arm, settings
 from ml_collections import ConfigDict
 
 from awm.bench import identity
-from awm.bench.arms import Arm
-from awm.bench.identity import changes, digest
+from awm.bench.arms import ARMS, Arm
+from awm.bench.identity import changes, digest, resolved
 from awm.bench.jobs import final_jobs, tuning_jobs
 
 ARM = an_arm("awm")
@@ -87,6 +87,11 @@ def test_a_tuning_run_depends_on_its_own_budget_alone():
     assert digest(job, SETTINGS) != digest(JOB, SETTINGS)
     given = replace(SETTINGS, tuning_images=512)
     assert digest(job, given) != digest(job, SETTINGS) and digest(JOB, given) == digest(JOB, SETTINGS)
+
+
+def test_every_arm_samples_with_its_adapters_apart():
+    configurations = [resolved(arm.words(arm.grid[0]), SETTINGS, name) for name, arm in ARMS.items()]
+    assert {configuration.sample.merge_lora for configuration in configurations} == {False}
 
 
 def test_changes_are_what_distinguishes_an_arm_from_the_quickstart():

@@ -9,16 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers.models.activations import GELU
 from ml_collections import ConfigDict
 
 from awm.bench.throughput.case import Case
 from awm.bench.throughput.patching import replaced
 from awm.bench.throughput.stub import StubReward
 from awm.bench.throughput.switches import MakeSwitch
-from awm.bench.throughput.variants import COMMON, DEFAULT, TABLE, WITHOUT, check_names, refusal, resolve
+from awm.bench.throughput.variants import APART, COMMON, DEFAULT, TABLE, WITHOUT, check_names, refusal, resolve
 from awm.models.short_attention import ShortAttention
-from awm.models.sigmoid_gelu import sigmoid_gelu
 
 Make = Callable[..., ConfigDict]
 IMAGES, PROMPTS, TIMES, MICRO = 12, 3, 2, 3
@@ -163,15 +161,6 @@ def test_attention_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
     assert kinds == [{True}, {False}]
 
 
-def test_gelu_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
-    functions = []
-    for case in both("library_gelu", mixed_precision="bf16"):
-        modules = case.trainer.policy.model.transformer.modules()
-        functions.append({module.gelu is sigmoid_gelu for module in modules if isinstance(module, GELU)})
-        case.epoch()
-    assert functions == [{True}, {False}]
-
-
 def test_nothing_is_scored_before_the_last_image_is_there(
     both: Callable[..., tuple[Case, Case]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -199,7 +188,7 @@ def test_all_savings_are_switched_off_at_once(both: Callable[..., tuple[Case, Ca
     plain, common = both(COMMON, mixed_precision="bf16", train__beta=0.0, train__ema_beta=0.0)
     assert {type(switch).__name__ for switch in common._switches} == {
         *("TextPerImage", "Float32Base", "ForwardPerTime", "OldForward", "Float32Autoencoder"),
-        *("LibraryAttention", "LibraryGelu", "FreedMemory", "RewardsAtTheEnd"),
+        *("LibraryAttention", "FreedMemory", "RewardsAtTheEnd"),
     }
     # A forward with gradient and one without for each time of each micro-batch.
     rows = velocities(common)
@@ -223,9 +212,8 @@ def test_what_was_replaced_is_put_back_after_an_error(make_case: Callable[..., C
 def test_refusals_say_why(make_config: Make, tmp_path: Path):
     config = make_config(mixed_precision="no")
     assert "float32 already" in refusal(TABLE["float32_base"], config, "cpu")
-    for name in ("library_attention", "library_gelu"):
-        assert "in float32 the default is the library's" in refusal(TABLE[name], config, "cpu")
-        assert "only on a CPU" in refusal(TABLE[name], make_config(mixed_precision="bf16"), "cuda")
+    assert "the library's attention" in refusal(TABLE["library_attention"], config, "cpu")
+    assert "only a CPU" in refusal(TABLE["library_attention"], make_config(mixed_precision="bf16"), "cuda")
     assert "CUDA" in refusal(TABLE["fp8"], config, "cpu")
     assert "train.algorithm=awm, not nft" in refusal(TABLE["old_forward"], make_config(train__algorithm="nft"), "cpu")
     assert "has train.compile=True already" in refusal(TABLE["compile"], make_config(train__compile=True), "cpu")
@@ -235,6 +223,21 @@ def test_refusals_say_why(make_config: Make, tmp_path: Path):
     assert "no train.no_such_key" in refusal(unknown, config, "cpu")
     for name in ("text_per_image", "forward_per_time", "rewards_at_end", "float32_vae", "merge_lora"):
         assert refusal(TABLE[name], config, "cpu") == ""
+
+
+def test_adapters_stay_apart_where_the_default_merges_them(make_config: Make):
+    merged, apart = make_config(sample__merge_lora=True), make_config()
+    assert "has sample.merge_lora=False already" in refusal(TABLE["unmerged_lora"], apart, "cpu")
+    assert "has sample.merge_lora=True already" in refusal(TABLE["merge_lora"], merged, "cpu")
+    assert refusal(TABLE["unmerged_lora"], merged, "cpu") == refusal(TABLE["merge_lora"], apart, "cpu") == ""
+    assert resolve(COMMON, merged, "cpu").words == TABLE["unmerged_lora"].words == (APART,)
+    assert resolve(COMMON, apart, "cpu").words == ()
+    # One of an option's settings may be there already; all of them leave nothing to measure.
+    assert refusal(TABLE["options"], merged, "cpu") == ""
+    everything = make_config(sample__merge_lora=True, train__skip_zero_advantage=True, train__kl_timesteps=2)
+    assert "sample.merge_lora=True and train.skip_zero_advantage=True and" in refusal(
+        TABLE["options"], everything, "cpu"
+    )
 
 
 def test_names_are_checked_and_the_default_always_runs():

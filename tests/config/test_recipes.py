@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from awm.building import build_objective, build_sampler
+from awm.building.trainer import check_fast_sampling
 from awm.configuration import flatten
 from awm.validation import geometry, rollout_sampler, validate
 from config.awm import RECIPES, get_config
@@ -124,6 +125,14 @@ def test_another_algorithm_changes_nothing_but_its_own(name: str):
 
 def test_every_recipe_is_published_a_change_a_rival_or_the_quickstart():
     assert {*AWM_RECIPES, *CHANGES, *RIVALS, "quickstart", "quickstart_full"} == set(RECIPES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_adapters_are_merged_on_the_tiny_model_where_the_objective_allows(name: str):
+    config = get_config(name)
+    objective: Any = build_objective(config)
+    check_fast_sampling(config, objective)
+    assert config.sample.merge_lora == (name.startswith("quickstart") and not objective.needs.trajectory)
 
 
 @pytest.mark.parametrize("world_size", [1, 8, 32])

@@ -127,14 +127,6 @@ class LibraryAttention(Switch):
         return replaced(sd3, "use_short_attention", lambda transformer: None)
 
 
-class LibraryGelu(Switch):
-    """Diffusers' own activation, by torch's kernel with its tanh."""
-
-    def around(self) -> AbstractContextManager[None]:
-        """See ``Switch``."""
-        return replaced(sd3, "use_sigmoid_gelu", lambda transformer: None)
-
-
 class FreedMemory(Switch):
     """Let the C library give freed tensors' memory back to the kernel, as it does by default."""
 

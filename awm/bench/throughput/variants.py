@@ -12,7 +12,6 @@ from awm.bench.throughput.switches import (
     ForwardPerTime,
     FreedMemory,
     LibraryAttention,
-    LibraryGelu,
     MakeSwitch,
     OldForward,
     RewardsAtTheEnd,
@@ -22,7 +21,7 @@ from awm.configuration import config_to_dict, default_config, flatten
 from awm.registry import nearest
 
 DEFAULT, COMMON = "default", "as_commonly_written"
-MERGED = "--config.sample.merge_lora=True"
+MERGED, APART = "--config.sample.merge_lora=True", "--config.sample.merge_lora=False"
 SKIPPING = "--config.train.skip_zero_advantage=True"
 FEW_KL = "--config.train.kl_timesteps=2"
 COMPILED = "--config.train.compile=True"
@@ -60,10 +59,10 @@ def _not_awm(config: Any, device: str) -> str:
     return "" if known else f"it is written for train.algorithm=awm, not {config.train.algorithm}"
 
 
-def _no_kernels_of_its_own(config: Any, device: str) -> str:
+def _no_short_attention(config: Any, device: str) -> str:
     if device != "cpu":
-        return "only on a CPU are attention and GELU awm's own; a GPU takes the library's by default"
-    return "" if config.mixed_precision != "no" else "in float32 the default is the library's"
+        return "only a CPU has attention of its own; a GPU takes the library's by default"
+    return "" if config.mixed_precision != "no" else "in float32 the default is the library's attention"
 
 
 def _not_on_a_cpu(config: Any, device: str) -> str:
@@ -94,18 +93,13 @@ WITHOUT: dict[str, Variant] = {
     "library_attention": Variant(
         "torch's fused attention kernel in half precision on a CPU, not attention written out",
         (LibraryAttention,),
-        refusal=_no_kernels_of_its_own,
-        exact=False,
-    ),
-    "library_gelu": Variant(
-        "torch's own GELU in half precision on a CPU, not GELU by a sigmoid",
-        (LibraryGelu,),
-        refusal=_no_kernels_of_its_own,
+        refusal=_no_short_attention,
         exact=False,
     ),
     "memory_returned": Variant(
         "freed tensors' memory goes back to the kernel, on a CPU", (FreedMemory,), refusal=_not_on_a_cpu
     ),
+    "unmerged_lora": Variant("rollouts with the adapters apart from the weights", words=(APART,), exact=False),
     "rewards_at_end": Variant("no image is scored before the last one is sampled", (RewardsAtTheEnd,)),
 }
 """Each goes without one saving of the default."""
@@ -120,7 +114,9 @@ WITH: dict[str, Variant] = {
         "no training on prompts whose images all score the same", words=(SKIPPING,), exact=False
     ),
     "kl_timesteps": Variant("KL terms at two of the training times", words=(FEW_KL,), exact=False),
-    "options": Variant("all three of these", words=(MERGED, SKIPPING, FEW_KL), exact=False),
+    "options": Variant(
+        "merge_lora, skip_zero_advantage and kl_timesteps", words=(MERGED, SKIPPING, FEW_KL), exact=False
+    ),
     "compile": Variant("transformer blocks compiled", words=(COMPILED,), exact=False),
     "merge_lora_compile": Variant("adapters merged and blocks compiled", words=(MERGED, COMPILED), exact=False),
     "fp8": Variant(
@@ -156,8 +152,13 @@ def resolve(name: str, config: Any, device: str) -> Variant:
     """The variant as it is for this configuration and kind of device."""
     if name != COMMON:
         return TABLE[name]
-    there = [each for each in WITHOUT.values() if not each.refusal(config, device)]
-    return Variant(TABLE[COMMON].meaning, tuple(make for each in there for make in each.switches), exact=False)
+    there = [each for each in WITHOUT.values() if not refusal(each, config, device)]
+    return Variant(
+        TABLE[COMMON].meaning,
+        tuple(make for each in there for make in each.switches),
+        tuple(word for each in there for word in each.words),
+        exact=False,
+    )
 
 
 def refusal(variant: Variant, config: Any, device: str, *, by_name: bool = True) -> str:
@@ -174,10 +175,10 @@ def refusal(variant: Variant, config: Any, device: str, *, by_name: bool = True)
     if why := variant.refusal(config, device):
         return why
     known, given = flatten(default_config().to_dict()), flatten(config_to_dict(config))
-    for word in variant.words:
-        key, _, value = word.removeprefix("--config.").partition("=")
+    settings = [word.removeprefix("--config.").partition("=")[::2] for word in variant.words]
+    for key, _ in settings:
         if key not in known:
             return f"this version's configuration has no {key}"
-        if str(given[key]) == value:
-            return f"the default has {key}={value} already"
+    if settings and all(str(given[key]) == value for key, value in settings):
+        return f"the default has {' and '.join(f'{key}={value}' for key, value in settings)} already"
     return ""
