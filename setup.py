@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent
 
 # Why each bound: DECISIONS.md, "Dependencies and their bounds".
 RUNTIME = [
-    "torch>=2.6,<2.14",
+    "torch>=2.13,<2.14",
     "diffusers>=0.42,<0.43",
     "transformers>=5.0,<6",
     "accelerate>=1.10,<2",

@@ -236,7 +236,7 @@ class Experience:
     Attributes:
         x_0: [B, C, H, W] float32 clean latents.
         condition: the rank's distinct prompts, [P, L, D] and [P, Q].
-        prompt_index: [B] int64, row of ``condition`` each sample belongs to.
+        prompt_index: [B] int64, row of ``condition`` each sample belongs to, where ``x_0`` is.
         sample_index: [B] int64, number of the sample in the whole epoch; keys its random numbers.
         group: [B] int64, number of the sample's prompt in the whole epoch.
         advantage: [B] float32, zero where not valid.
@@ -273,7 +273,7 @@ class Experience:
         return replace(
             self,
             x_0=self.x_0[on_device],
-            prompt_index=self.prompt_index[index],
+            prompt_index=self.prompt_index[on_device],
             sample_index=self.sample_index[index],
             group=self.group[index],
             advantage=self.advantage[on_device],

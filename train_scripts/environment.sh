@@ -20,7 +20,7 @@ install_project() {  # $1: extras, e.g. train,server
   echo "Installing into $VENV (a few minutes the first time)"
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade pip
   "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check \
-    ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} 'torch>=2.6,<2.14'
+    ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} 'torch>=2.13,<2.14'
   # The build backend warns about every editable installation; there is nothing to be done about it.
   PYTHONWARNINGS=ignore "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -e "${ROOT}[$1]"
   touch "$stamp"

@@ -102,15 +102,20 @@ def make_sampler(name: str, num_steps: int, shift: float, **options: Any) -> Sam
     return sampler
 
 
+def set_tf32(allowed: bool) -> None:
+    """Let float32 products and convolutions on GPUs have 10 bits after the point; nothing is changed if not."""
+    if allowed:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+
+
 def build_model(config: ConfigDict, device: torch.device, *, full_precision: bool) -> SD3:
     """The frozen model: ``pretrained.model`` with the transformer of ``pretrained.transformer``, if there is one.
 
     Raises:
         ValueError: they do not fit each other or the resolution; as far as possible before weights are read.
     """
-    if config.allow_tf32:
-        torch.backends.cuda.matmul.allow_tf32 = True
-        torch.backends.cudnn.allow_tf32 = True
+    set_tf32(config.allow_tf32)
     pretrained = config.pretrained
     weights = find_transformer(pretrained.transformer, pretrained.model, pretrained.revision)
     model = SD3.load(

@@ -7,8 +7,9 @@ training distributions are those of AWM (arXiv 2509.25050) and its public code.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -155,8 +156,14 @@ def draw_times(
 
 def _draw_grid_times(uniforms: Tensor, kind: str, grid: tuple[float, ...], fraction: float) -> Tensor:
     ranges = strata(kind, num_times=uniforms.shape[0], num_steps=len(grid) - 1, fraction=fraction)
-    low, high = torch.tensor(ranges, device=uniforms.device).unbind(1)
+    low, high = _on_device(ranges, torch.int64, uniforms.device).unbind(1)
     width = (high - low).unsqueeze(1)
     # u <= 1 - 2^-24 in float32, and then u * width never rounds up to width: the index stays in its stratum.
     offset = (uniforms * width).long()
-    return torch.tensor(grid, dtype=torch.float32, device=uniforms.device)[low.unsqueeze(1) + offset]
+    return _on_device(grid, torch.float32, uniforms.device)[low.unsqueeze(1) + offset]
+
+
+@lru_cache(maxsize=64)
+def _on_device(values: tuple[Any, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The constants as a tensor, made once: in every micro-batch, a GPU's queue would be waited for."""
+    return torch.tensor(values, dtype=dtype, device=device)

@@ -20,9 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.checkpoint import checkpoint
 
+from awm.models.sd3 import images_at_once
 from awm.models.weightless import META, Weightless
-
-DECODED_AT_ONCE = 2**21  # pixels, as SD3.decode does
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +92,7 @@ def count_peaks(parts: Weightless, *, resolution: int, gradient_checkpointing: b
         training=_line(lambda rows: forward(rows, backward=True), transformer),
         sampling=_line(lambda rows: forward(rows, backward=False), transformer),
         decoding=_line(decode, parts.autoencoder),
-        decoded_at_once=max(1, DECODED_AT_ONCE // resolution**2),
+        decoded_at_once=images_at_once(resolution**2),
     )
 
 

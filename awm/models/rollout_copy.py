@@ -9,7 +9,8 @@ are the signal (current, anchor, reference) stay with the adapters.
 from __future__ import annotations
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -78,14 +79,24 @@ def merged_weight(layer: Any) -> Tensor:
     weight: Tensor = layer.get_base_layer().weight.float()
     if layer.disable_adapters:
         return weight
-    kind = weight.device.type
-    # A caller's autocast would round the product to half precision.
-    exactly = torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
-    with exactly:
+    with _exact_products(weight.device.type):
         for name in layer.active_adapters:
             down, up = layer.lora_A[name].weight.float(), layer.lora_B[name].weight.float()
             weight = torch.addmm(weight, up, down, alpha=layer.scaling[name])
     return weight
+
+
+@contextmanager
+def _exact_products(kind: str) -> Iterator[None]:
+    """Float32 products: a caller's autocast would round them to half precision, and TF32 a GPU's to 10 bits."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32
+    matmul.allow_tf32 = False
+    try:
+        with torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext():
+            yield
+    finally:
+        matmul.allow_tf32 = before
 
 
 def _own_weight(linear: nn.Linear) -> nn.Linear:

@@ -27,6 +27,11 @@ DECODE_CHUNK = 2**21  # pixels, 8 images of 512 x 512
 DECODE_IMAGES = 32  # diffusers leaves channels-last for 64 and more images, which takes a fifth longer
 
 
+def images_at_once(pixels: int) -> int:
+    """How many images of so many pixels are decoded together."""
+    return min(DECODE_IMAGES, max(1, DECODE_CHUNK // pixels))
+
+
 class SD3:
     """An SD3 checkpoint behind the ``Model`` interface; every part is frozen until a policy says otherwise.
 
@@ -164,7 +169,7 @@ class SD3:
         latents = (x_0.float() / config.scaling_factor + (config.shift_factor or 0.0)).to(self.dtype)
         pixels = latents.shape[-2] * latents.shape[-1] * self._pipeline.vae_scale_factor**2
         images = []
-        for chunk in latents.split(min(DECODE_IMAGES, max(1, DECODE_CHUNK // pixels))):
+        for chunk in latents.split(images_at_once(pixels)):
             chunk = chunk.contiguous(memory_format=torch.channels_last)
             image = self._pipeline.vae.decode(chunk, return_dict=False)[0].float()
             images.append((image * 0.5 + 0.5).clamp(0, 1).contiguous())

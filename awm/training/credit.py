@@ -74,7 +74,7 @@ class Credit:
         return Experience(
             x_0=x_0,
             condition=rollout.condition,
-            prompt_index=rollout.prompt_index,
+            prompt_index=rollout.prompt_index.to(device),
             sample_index=index,
             group=group[index],
             advantage=self.advantages(rewards, group)[index].to(device),

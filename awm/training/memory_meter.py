@@ -13,7 +13,10 @@ HEADROOM = 0.1  # of a GPU's memory: fragments, NCCL's and cuBLAS's own, a rewar
 PHRASES = (
     "out of memory",  # CUDA and its allocator
     "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its handle could not be allocated
     "CUDNN_STATUS_ALLOC_FAILED",
+    "unable to find an engine to execute this computation",  # cuDNN without memory for any convolution's workspace
+    "Unable to find a valid cuDNN algorithm to run convolution",
     "can't allocate memory",  # torch's allocator on CPUs
 )
 

@@ -53,7 +53,7 @@ def stand_in_experience(
     return Experience(
         x_0=trajectory.x_0,
         condition=condition,
-        prompt_index=torch.zeros(images, dtype=torch.int64),
+        prompt_index=torch.zeros(images, dtype=torch.int64, device=device),
         sample_index=index,
         group=group,
         advantage=torch.linspace(-1, 1, images, device=device),

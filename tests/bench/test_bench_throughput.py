@@ -225,7 +225,7 @@ def test_no_round_begins_when_time_is_up_but_the_first_does():
     cases: Any = {"a": FakeCase(log, "a"), "b": FakeCase(log, "b")}
     found = run_rounds(cases, rounds=9, warmup=2, go_on=lambda: False)
     assert len(found["a"].epochs) == 1 and not found["a"].error
-    assert not found["b"].epochs and found["b"].error.startswith("no time was left for it")
+    assert not found["b"].epochs and found["b"].skipped.startswith("no time was left for it") and not found["b"].error
     assert log == ["build a", "a", "a", "a"]
 
 
@@ -241,12 +241,20 @@ def test_the_ceiling_is_a_rate_that_this_machine_can_reach():
     assert found.operations_per_processor_s > 1e8
 
 
+def test_the_processor_s_ceiling_is_of_the_size_that_is_best_for_it(monkeypatch: pytest.MonkeyPatch):
+    rates = {1: (3.0, 1.0), 2: (2.0, 5.0)}
+    monkeypatch.setattr(ceilings, "_measure", lambda size, *_: Ceiling(*rates[size], size, "float32"))
+    assert measure_ceiling(torch.device("cpu"), torch.float32, (1, 2)) == Ceiling(3.0, 5.0, 1, "float32")
+
+
 @pytest.mark.parametrize(
     "name, tera",
     [
         ("NVIDIA H200", 989.0),
         ("NVIDIA H20", 148.0),
         ("NVIDIA H100 PCIe", 756.0),
+        ("NVIDIA H100 NVL", 835.0),
+        ("NVIDIA H800 PCIe", 756.0),
         ("NVIDIA H100 80GB HBM3", 989.0),
         ("NVIDIA A100-SXM4-80GB", 312.0),
         ("NVIDIA RTX A4000", None),

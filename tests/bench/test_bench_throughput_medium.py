@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -100,6 +101,10 @@ def test_random_weights_are_drawn_once_and_shared(folder: Path):
         assert a.dtype == torch.bfloat16 and torch.equal(a.float(), c)
     assert not any(value.is_meta for value in (*wide.transformer.parameters(), *wide.transformer.buffers()))
     assert weights.shared_bytes() > sum(p.numel() * 6 for p in first.transformer.parameters())
+    # A model is charged for what it uses, not for the other dtype's weights.
+    ours, theirs = (weights.shared_bytes(SimpleNamespace(_pipeline=pipe)) for pipe in (first, wide))
+    numbers = sum(value.numel() for value in first.transformer.state_dict().values())
+    assert (theirs - ours, weights.shared_bytes() - ours) == (2 * numbers, 4 * numbers)
     own = RandomWeights(folder, share=False)
     pair = [own.pipeline(torch.float32, torch.float32, cpu) for _ in range(2)]
     pointers = [next(pipe.transformer.parameters()).data_ptr() for pipe in pair]

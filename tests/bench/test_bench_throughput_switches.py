@@ -184,6 +184,14 @@ def test_nothing_is_scored_before_the_last_image_is_there(
     assert late == ["decode"] * (IMAGES // 2) + ["score"] * (IMAGES // 2)
 
 
+def test_waiting_for_all_images_does_not_wait_in_the_parity_check(
+    both: Callable[..., tuple[Case, Case]], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("awm.training.parity.IMAGES", IMAGES // 2)  # fewer than an epoch's
+    _, late = both("rewards_at_end", sample__merge_lora=True)
+    assert late.parity and late.epoch().metrics["images_per_s"] > 0
+
+
 def test_all_savings_are_switched_off_at_once(both: Callable[..., tuple[Case, Case]]):
     plain, common = both(COMMON, mixed_precision="bf16", train__beta=0.0, train__ema_beta=0.0)
     assert {type(switch).__name__ for switch in common._switches} == {

@@ -27,11 +27,11 @@ def fresh() -> Iterator[None]:
 def disturb(policy: Policy, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.trainable_parameters():
-        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
-def make(folder: Path, dtype: torch.dtype = torch.float32, checkpointing: bool = False) -> Policy:
-    model = SD3.load(str(folder), dtype=dtype, gradient_checkpointing=checkpointing)
+def make(folder: Path, dtype: torch.dtype = torch.float32, checkpointing: bool = False, device: str = "cpu") -> Policy:
+    model = SD3.load(str(folder), dtype=dtype, gradient_checkpointing=checkpointing, device=device)
     policy = Policy(model, lora_rank=4, lora_alpha=12, merge_lora=True)
     disturb(policy, 1)
     policy.update_anchor(0.5)
@@ -48,7 +48,8 @@ def compile_all(policy: Policy, backend: Any) -> None:
 def velocity(policy: Policy, rows: int) -> Tensor:
     x_t = torch.randn(rows, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     condition = policy.model.encode(["a photo of a star"] * rows)
-    return policy.model.velocity(x_t, torch.linspace(0.1, 0.9, rows), condition)
+    device = policy.model.device
+    return policy.model.velocity(x_t.to(device), torch.linspace(0.1, 0.9, rows, device=device), condition)
 
 
 def forwards_and_gradients(policy: Policy, rounds: int = 2) -> list[Tensor]:

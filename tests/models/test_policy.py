@@ -45,7 +45,7 @@ def with_different_sets(policy: Policy) -> Policy:
 def disturb(policy: Policy, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in policy.trainable_parameters():
-        parameter += 0.05 * torch.randn(parameter.shape, generator=generator)
+        parameter += 0.05 * torch.randn(parameter.shape, generator=generator).to(parameter.device)
 
 
 def copies(policy: Policy) -> list[Tensor]:

@@ -33,7 +33,8 @@ def make_policy(checkpoint: Path) -> Make:
 def velocity(policy: Policy, guidance_scale: float = 1.0) -> Tensor:
     x_t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     condition = policy.model.encode(["a photo of a red circle", "a photo of a star"])
-    return policy.model.velocity(x_t, torch.tensor([0.3, 0.8]), condition, guidance_scale)
+    device = policy.model.device
+    return policy.model.velocity(x_t.to(device), torch.tensor([0.3, 0.8], device=device), condition, guidance_scale)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from awm.bench.throughput.profiling import profile_epoch
 from awm.bench.throughput.rounds import Outcome, run_rounds
 from awm.bench.throughput.statistics import measured, ratios
 from awm.bench.throughput.variants import DEFAULT, Variant, check_names, refusal, resolve
-from awm.building.objects import DTYPES, build_weightless
+from awm.building.objects import DTYPES, build_weightless, set_tf32
 from awm.configuration import config_to_dict, flatten
 from awm.provenance import provenance
 from awm.training.distributed import Distributed
@@ -143,6 +143,7 @@ class Benchmark:
     def _measure(
         self, cases: Mapping[str, Case], after_round: Callable[[Mapping[str, Outcome]], None] = lambda outcomes: None
     ) -> dict[str, Outcome]:
+        set_tf32(self.config.allow_tf32)  # as the trainer will
         self.ceiling = measure_ceiling(self.device, self.dtype)
         self.result["ceiling"] = {
             "operations_per_s": self.ceiling.operations_per_s,
@@ -165,10 +166,14 @@ class Benchmark:
     ) -> dict[str, Any]:
         row: dict[str, Any] = {"warmup_s": outcome.warmup_s, "epochs": len(outcome.epochs), "operations": operations}
         row |= {name: value for name, value in (("warnings", case.warnings), ("parity", case.parity)) if value}
+        if outcome.skipped:
+            row |= {"status": "skipped", "reason": outcome.skipped}
         if outcome.error:
             row |= {"status": "failed", "reason": outcome.error}
         if outcome.epochs:
             row["status"] = "failed" if outcome.error else "measured"
+            if case.parity.get("parity/exceeded"):
+                row["reason"] = "awm-train would refuse it: its images score otherwise, see parity"
             row |= measured(outcome.epochs, operations, self.ceiling, self.peak, self.world_size)
             if default is not None and default.epochs:
                 row["ratio_to_default"] = ratios(outcome, default, by_processor=self.device.type == "cpu")
@@ -179,7 +184,7 @@ class Benchmark:
         wanted = dict.fromkeys([DEFAULT, *self.options.variants])
         written: list[str] = []
         for name in wanted:
-            if name in outcomes and not outcomes[name].error:
+            if name in outcomes and outcomes[name].epochs and not outcomes[name].error:
                 part = name if self.world_size == 1 else f"{name}_rank{self.distributed.rank}"
                 written += [str(path) for path in profile_epoch(cases[name], folder, part)]
         return written

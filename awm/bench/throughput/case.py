@@ -100,8 +100,6 @@ class Case:
         with self._counting_bytes(), self._in_place():
             trainer = building.build_trainer(self.config, self.distributed, StopRequest(self.distributed))
             self.trainer = trainer
-            for switch in self._switches:
-                switch.change(trainer)
             outputs: Any = trainer.outputs
             outputs.grid_rows = []  # pictures are not part of an epoch's time, but of a person's
             outputs.bars = RunProgress(1, False)
@@ -109,6 +107,8 @@ class Case:
             if trainer.parity is not None:
                 found = trainer.parity(trainer.epoch, trainer.epoch_sampler())
                 self.parity = found.metrics(trainer.parity.max_gap)
+            for switch in self._switches:  # only now: a switch may count the images of epochs
+                switch.change(trainer)
 
     def epoch(self, around: Around = lambda phase: nullcontext()) -> Epoch:
         """Run the next epoch; ``around`` is entered for its rollout and for its updates."""
@@ -117,7 +117,7 @@ class Case:
         trainer: Any = self.trainer
         before = trainer.rollout, trainer.update
         trainer.rollout, trainer.update = _Watched("rollout", before[0], watch), _Watched("train", before[1], watch)
-        foreign = self._memory.held() - self._own_bytes - self.loading.shared_bytes()
+        foreign = self._memory.held() - self._own_bytes - self.loading.shared_bytes(trainer.policy.model)
         processor = time.process_time()
         try:
             with self._counting_bytes(), self._in_place():

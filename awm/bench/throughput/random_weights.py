@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -78,11 +78,15 @@ class RandomWeights(Loading):
             tokenizer_3=T5Tokenizer.from_pretrained(self.folder / "tokenizer_3"),
         )
 
-    def shared_bytes(self) -> int:
-        """What all models made so far share."""
-        modules = [value for part in self._parts.values() for value in (*part.parameters(), *part.buffers())]
-        tensors = [value for weights in self._weights.values() for value in weights.values()]
-        return sum(value.numel() * value.element_size() for value in (*modules, *tensors))
+    def shared_bytes(self, model: Any = None) -> int:
+        """What all models made so far share; with ``model``, what it uses of that, in whichever dtypes it has."""
+        shared = _by_address(value for part in self._parts.values() for value in (*part.parameters(), *part.buffers()))
+        shared |= _by_address(value for weights in self._weights.values() for value in weights.values())
+        if model is not None:
+            parts = [part for part in model._pipeline.components.values() if isinstance(part, nn.Module)]
+            used = _by_address(value for part in parts for value in (*part.parameters(), *part.buffers()))
+            shared = {address: value for address, value in shared.items() if address in used}
+        return sum(value.numel() * value.element_size() for value in shared.values())
 
     def _part(self, name: str, make: Callable[[Any], Any], dtype: torch.dtype, device: torch.device) -> nn.Module:
         key = name, dtype, device
@@ -115,6 +119,10 @@ class RandomWeights(Loading):
 
     def _config(self, name: str) -> Any:
         return json.loads((self.folder / name / "config.json").read_text())
+
+
+def _by_address(tensors: Iterable[Tensor]) -> dict[int, Tensor]:
+    return {tensor.data_ptr(): tensor for tensor in tensors}
 
 
 def _maker(kind: Any, config: Any) -> Callable[[Any], Any]:

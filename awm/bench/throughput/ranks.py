@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from awm.bench.throughput.models import MODELS
 from awm.bench.throughput.scaling import Epoch, Network, efficiency, epoch_seconds
 from reward_server.process import write_atomically
 
-LIMIT_S = 1800
+KEPT = (
+    *("benchmark", "model", "device", "recipe", "smaller_than_the_recipe", "changed", "images_per_epoch", "resolution"),
+    *("mixed_precision", "warmup_epochs", "reward", "commit", "clean", "machine", "versions"),
+)
+"""What the measurements of all numbers of ranks have in common."""
+STARTING_S = 600  # beyond --minutes: building, and the epochs that are always made
 LARGE = (8, 16, 32, 64, 128)
 RECIPE = Epoch(images=1728, seconds_per_image=0.18, updates=1, gradient_bytes=4 * 23.89e6, prompts=72)
 """SD3.5 Medium's GenEval recipe at 91 TFLOP an image and half of 989 TFLOP/s: assumed, not measured."""
@@ -32,6 +38,7 @@ def sweep_world_sizes(options: argparse.Namespace, folder: Path, command: str) -
     Raises:
         ValueError: a call failed; the message has its last words.
     """
+    begun = time.monotonic()
     values = options.points or MODELS[options.model].points["world_size"]
     results = [_on_ranks(value, options, folder) for value in values]
     rows = [result["variants"]["default"] for result in results]
@@ -42,10 +49,11 @@ def sweep_world_sizes(options: argparse.Namespace, folder: Path, command: str) -
         for value, result, row in zip(values, results, rows, strict=True)
     ]
     first = results[0]
-    kept = ("benchmark", "model", "recipe", "changed", "images_per_epoch", "reward", "commit", "clean", "machine")
     found = {
-        **{name: first[name] for name in (*kept, "versions")},
+        **{name: first[name] for name in KEPT},
         "command": command,
+        "ceilings": {f"world_size={v}": result["ceiling"] for v, result in zip(values, results, strict=True)},
+        "took_s": round(time.monotonic() - begun, 1),
         "cores": _cores(),
         "variants": {f"world_size={v}": row | {"meaning": f"{v} ranks"} for v, row in zip(values, rows, strict=True)},
         "sweep": {"of": "world_size", "points": sweep.against_linear("world_size", points)},
@@ -58,10 +66,7 @@ def sweep_world_sizes(options: argparse.Namespace, folder: Path, command: str) -
 
 def many_ranks(epoch: Epoch, network: Network, sizes: Sequence[int] = LARGE) -> dict[str, Any]:
     """What ``awm.bench.throughput.scaling`` expects, with what it assumes."""
-    assumed: dict[str, Any] = {
-        name: getattr(epoch, name) for name in ("images", "seconds_per_image", "updates", "gradient_bytes", "prompts")
-    }
-    assumed |= {"bytes_per_s": network.bytes_per_s, "latency_s": network.latency_s}
+    assumed: dict[str, Any] = asdict(epoch) | asdict(network)
     rows = [
         {"world_size": n, "seconds": epoch_seconds(epoch, n, network), "efficiency": efficiency(epoch, n, network)}
         for n in sizes
@@ -85,19 +90,37 @@ def _on_ranks(number: int, options: argparse.Namespace, folder: Path) -> Mapping
     out = folder / f"ranks_{number}.json"
     words = ["--model", options.model, "--device", options.device, "--variants", "default"]
     words += ["--epochs", str(options.epochs), "--warmup", str(options.warmup), "--out", str(out)]
+    words += ["--minutes", str(options.minutes)]
     words += ["--reward-ms", str(options.reward_ms), "--tied", str(options.tied), *options.words]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc_per_node={number}"]
     launch += ["--rdzv_backend=c10d", "--rdzv_endpoint=127.0.0.1:0", "-m", "awm.bench", "throughput", *words]
     print(f"{number} ranks ...", flush=True)
     begun = time.monotonic()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(launch, capture_output=True, text=True, env=environment, timeout=LIMIT_S, check=False)
-    if done.returncode or not out.exists():
-        said = [line for line in done.stderr.splitlines() if line.startswith("error:")] or [done.stderr[-400:]]
-        raise ValueError(f"{number} ranks ended with status {done.returncode}: {said[0]} ({shlex.join(launch)})")
+    status, stderr = _run(launch, environment, limit_s=60 * options.minutes + STARTING_S)
+    if status or not out.exists():
+        said = [line for line in stderr.splitlines() if line.startswith("error:")] or [stderr[-400:]]
+        raise ValueError(f"{number} ranks ended with status {status}: {said[0]} ({shlex.join(launch)})")
     print(f"{number} ranks: {time.monotonic() - begun:.0f} s", flush=True)
     found: Mapping[str, Any] = json.loads(out.read_text())
     return found
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], limit_s: float) -> tuple[int, str]:
+    """Status and stderr; nothing of the command is left running, whatever ends this.
+
+    Raises:
+        ValueError: it took too long.
+    """
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        _, stderr = process.communicate(timeout=limit_s)
+    except subprocess.TimeoutExpired as error:
+        raise ValueError(f"no result after {limit_s:.0f} s, stopped: {shlex.join(command)}") from error
+    finally:
+        process.terminate()  # torchrun ends its workers, which nobody else could find
+        process.wait()
+    return process.returncode, stderr
 
 
 def _cores() -> int:

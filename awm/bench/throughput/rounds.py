@@ -22,11 +22,13 @@ class Outcome:
         warmup_s: seconds of building and of the epochs that do not count, compilation included.
         epochs: those that count; entry r is from round r.
         error: why it ended early, or "".
+        skipped: why it was never begun, or "".
     """
 
     warmup_s: float = 0.0
     epochs: list[Epoch] = field(default_factory=list)
     error: str = ""
+    skipped: str = ""
 
 
 def run_rounds(
@@ -68,7 +70,7 @@ def run_rounds(
 
     for number, (name, case) in enumerate(cases.items()):
         if number and not go_on():
-            outcomes[name].error = OUT_OF_TIME
+            outcomes[name].skipped = OUT_OF_TIME
             say(f"{name}: {OUT_OF_TIME}")
             continue
         begun = time.perf_counter()
@@ -81,7 +83,7 @@ def run_rounds(
             say(f"no time for round {number + 1} of {rounds}")
             break
         for name in _shuffled(list(cases), number):
-            if not outcomes[name].error:
+            if not outcomes[name].error and not outcomes[name].skipped:
                 attempt(name, partial(_measure, cases[name], outcomes[name]))
         done = {name: outcome.epochs[-1] for name, outcome in outcomes.items() if len(outcome.epochs) > number}
         speeds = ", ".join(f"{name} {epoch.metrics['images_per_s']:.2f}" for name, epoch in done.items())

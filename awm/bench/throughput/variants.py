@@ -170,10 +170,10 @@ def refusal(variant: Variant, config: Any, device: str, *, by_name: bool = True)
         device: its kind.
         by_name: False if nobody asked for this one in particular.
     """
-    if COMPILED in variant.words and device == "cpu" and not by_name:
-        return "compiling takes minutes on a CPU; name it in --variants"
     if why := variant.refusal(config, device):
         return why
+    if COMPILED in variant.words and device == "cpu" and not by_name:
+        return "compiling takes minutes on a CPU; name it in --variants"
     known, given = flatten(default_config().to_dict()), flatten(config_to_dict(config))
     settings = [word.removeprefix("--config.").partition("=")[::2] for word in variant.words]
     for key, _ in settings:
