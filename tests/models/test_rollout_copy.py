@@ -180,6 +180,7 @@ def test_eight_bits_are_close_and_use_a_byte_a_weight(make_policy: Make) -> None
 def test_the_eight_bit_product_is_that_of_the_rounded_factors() -> None:
     generator = torch.Generator().manual_seed(0)
     linear = torch.nn.Linear(64, 48, dtype=torch.bfloat16)
+    torch.nn.init.uniform_(linear.weight, -1 / 8, 1 / 8, generator=generator)
     x = torch.randn(3, 5, 64, generator=generator).bfloat16() * torch.logspace(-3, 3, 15).reshape(3, 5, 1).bfloat16()
     layer = Float8Linear(linear)
     values, scale = quantise_rows(x.reshape(15, 64))
