@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GELU
 from ml_collections import ConfigDict
 
 from awm.bench.throughput.case import Case
@@ -161,6 +162,15 @@ def test_attention_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
     assert kinds == [{True}, {False}]
 
 
+def test_gelu_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
+    fused = []
+    for case in both("library_gelu", mixed_precision="bf16"):
+        modules = case.trainer.policy.model.transformer.modules()
+        fused.append({"forward" in vars(module) for module in modules if isinstance(module, GELU)})
+        case.epoch()
+    assert fused == [{True}, {False}]
+
+
 def test_nothing_is_scored_before_the_last_image_is_there(
     both: Callable[..., tuple[Case, Case]], monkeypatch: pytest.MonkeyPatch
 ):
@@ -196,7 +206,7 @@ def test_all_savings_are_switched_off_at_once(both: Callable[..., tuple[Case, Ca
     plain, common = both(COMMON, mixed_precision="bf16", train__beta=0.0, train__ema_beta=0.0)
     assert {type(switch).__name__ for switch in common._switches} == {
         *("TextPerImage", "Float32Base", "ForwardPerTime", "OldForward", "Float32Autoencoder"),
-        *("LibraryAttention", "FreedMemory", "RewardsAtTheEnd"),
+        *("LibraryAttention", "LibraryGelu", "FreedMemory", "RewardsAtTheEnd"),
     }
     # A forward with gradient and one without for each time of each micro-batch.
     rows = velocities(common)
@@ -220,8 +230,9 @@ def test_what_was_replaced_is_put_back_after_an_error(make_case: Callable[..., C
 def test_refusals_say_why(make_config: Make, tmp_path: Path):
     config = make_config(mixed_precision="no")
     assert "float32 already" in refusal(TABLE["float32_base"], config, "cpu")
-    assert "the library's attention" in refusal(TABLE["library_attention"], config, "cpu")
-    assert "only a CPU" in refusal(TABLE["library_attention"], make_config(mixed_precision="bf16"), "cuda")
+    for name in ("library_attention", "library_gelu"):
+        assert "in float32 the default is the library's" in refusal(TABLE[name], config, "cpu")
+        assert "only on a CPU" in refusal(TABLE[name], make_config(mixed_precision="bf16"), "cuda")
     assert "CUDA" in refusal(TABLE["fp8"], config, "cpu")
     assert "train.algorithm=awm, not nft" in refusal(TABLE["old_forward"], make_config(train__algorithm="nft"), "cpu")
     assert "has train.compile=True already" in refusal(TABLE["compile"], make_config(train__compile=True), "cpu")

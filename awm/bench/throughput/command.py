@@ -5,18 +5,18 @@ are drawn on the device, nothing downloaded. Its rewards are a stub. Variants go
 take one of its options; they take turns, an epoch at a time, so that their ratios hold on a busy machine, too.
 
   awm-bench throughput                                             tiny model, every variant; minutes on two cores
-  awm-bench throughput --model sd35m_random --device cuda          everything on a GPU, in nine minutes on an H200
+  awm-bench throughput --model sd35m_random --device cuda          everything on a GPU, in some nine minutes
   awm-bench throughput --variants as_commonly_written --profile    two variants, and traces of both
   awm-bench throughput --sweep resolution                          cost as work grows; also images_per_prompt,
                                                                    prompts, world_size
   torchrun --nproc_per_node 8 -m awm.bench throughput --model sd35m_random --device cuda       on eight GPUs
 
 Run it in the repository. Variants: default, the recipe as it is; without a saving: text_per_image, float32_base,
-forward_per_time, old_forward, float32_vae, library_attention, memory_returned, unmerged_lora, rewards_at_end; without
-all of them: as_commonly_written; with an option: merge_lora, skip_zero_advantage, kl_timesteps, options (these three),
-compile, merge_lora_compile, fp8. What cannot be measured here is left out, and the file says why, as what the recipe
-has already (the tiny one merge_lora, that of sd35m_random not); on a CPU the compiled ones are, too, unless they are
-named, for compiling takes minutes.
+forward_per_time, old_forward, float32_vae, library_attention, library_gelu, memory_returned, unmerged_lora,
+rewards_at_end; without all of them: as_commonly_written; with an option: merge_lora, skip_zero_advantage, kl_timesteps,
+options (these three), compile, merge_lora_compile, fp8. What cannot be measured here is left out, and the file says
+why, as what the recipe has already (the tiny one merge_lora, that of sd35m_random not); on a CPU the compiled ones are,
+too, unless they are named, for compiling takes minutes.
 """
 
 from __future__ import annotations

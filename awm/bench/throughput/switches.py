@@ -127,6 +127,14 @@ class LibraryAttention(Switch):
         return replaced(sd3, "use_short_attention", lambda transformer: None)
 
 
+class LibraryGelu(Switch):
+    """Diffusers' own activation after its linear layer, by torch's kernel."""
+
+    def around(self) -> AbstractContextManager[None]:
+        """See ``Switch``."""
+        return replaced(sd3, "use_fused_gelu", lambda transformer: None)
+
+
 class FreedMemory(Switch):
     """Let the C library give freed tensors' memory back to the kernel, as it does by default."""
 

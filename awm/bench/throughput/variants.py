@@ -12,6 +12,7 @@ from awm.bench.throughput.switches import (
     ForwardPerTime,
     FreedMemory,
     LibraryAttention,
+    LibraryGelu,
     MakeSwitch,
     OldForward,
     RewardsAtTheEnd,
@@ -59,10 +60,10 @@ def _not_awm(config: Any, device: str) -> str:
     return "" if known else f"it is written for train.algorithm=awm, not {config.train.algorithm}"
 
 
-def _no_short_attention(config: Any, device: str) -> str:
+def _no_kernels_of_its_own(config: Any, device: str) -> str:
     if device != "cpu":
-        return "only a CPU has attention of its own; a GPU takes the library's by default"
-    return "" if config.mixed_precision != "no" else "in float32 the default is the library's attention"
+        return "only on a CPU are attention and GELU awm's own; a GPU takes the library's by default"
+    return "" if config.mixed_precision != "no" else "in float32 the default is the library's"
 
 
 def _not_on_a_cpu(config: Any, device: str) -> str:
@@ -93,7 +94,13 @@ WITHOUT: dict[str, Variant] = {
     "library_attention": Variant(
         "torch's fused attention kernel in half precision on a CPU, not attention written out",
         (LibraryAttention,),
-        refusal=_no_short_attention,
+        refusal=_no_kernels_of_its_own,
+        exact=False,
+    ),
+    "library_gelu": Variant(
+        "a linear layer and torch's GELU in half precision on a CPU, not both in one product, without gradient",
+        (LibraryGelu,),
+        refusal=_no_kernels_of_its_own,
         exact=False,
     ),
     "memory_returned": Variant(
