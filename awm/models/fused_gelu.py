@@ -1,4 +1,4 @@
-"""SD3's first linear layer of a feed-forward and its tanh-GELU as one product, for bfloat16 on CPUs.
+"""SD3's first linear layer of a feed-forward and its tanh-GELU as one product, for merged rollouts in bfloat16 on CPUs.
 
 GELU(x W' + b), GELU(y) = y / 2 (1 + tanh(sqrt(2 / pi) (y + 0.044715 y^3))), https://arxiv.org/abs/1606.08415, sec. 2.
 Torch's own kernel of the tanh takes longer than the product before it; oneDNN's computes it on the product's sums.
@@ -32,7 +32,8 @@ def is_available() -> bool:
 def fused_gelu(module: GELU, x: Tensor) -> Tensor:
     """``GELU.forward`` of diffusers, [..., inputs] -> [..., outputs], rounded once instead of twice.
 
-    With gradient, with an adapter, or in another dtype, it is the library's own.
+    With gradient, with an adapter, or in another dtype, it is the library's own. Not for networks whose numbers are
+    compared with those of a training forward, which would differ by the rounding: likelihood ratios and KL terms.
     """
     linear: Any = module.proj
     fits = type(linear) is nn.Linear and x.dtype == linear.weight.dtype == torch.bfloat16

@@ -164,8 +164,8 @@ def test_attention_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
 
 def test_gelu_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
     fused = []
-    for case in both("library_gelu", mixed_precision="bf16"):
-        modules = case.trainer.policy.model.transformer.modules()
+    for case in both("library_gelu", mixed_precision="bf16", sample__merge_lora=True):
+        modules = case.trainer.policy.rollout_copy.transformer.modules()
         fused.append({"forward" in vars(module) for module in modules if isinstance(module, GELU)})
         case.epoch()
     assert fused == [{True}, {False}]
@@ -203,7 +203,8 @@ def test_waiting_for_all_images_does_not_wait_in_the_parity_check(
 
 
 def test_all_savings_are_switched_off_at_once(both: Callable[..., tuple[Case, Case]]):
-    plain, common = both(COMMON, mixed_precision="bf16", train__beta=0.0, train__ema_beta=0.0)
+    options = {"mixed_precision": "bf16", "sample__merge_lora": True, "train__beta": 0.0, "train__ema_beta": 0.0}
+    plain, common = both(COMMON, **options)
     assert {type(switch).__name__ for switch in common._switches} == {
         *("TextPerImage", "Float32Base", "ForwardPerTime", "OldForward", "Float32Autoencoder"),
         *("LibraryAttention", "LibraryGelu", "FreedMemory", "RewardsAtTheEnd"),
@@ -233,6 +234,7 @@ def test_refusals_say_why(make_config: Make, tmp_path: Path):
     for name in ("library_attention", "library_gelu"):
         assert "in float32 the default is the library's" in refusal(TABLE[name], config, "cpu")
         assert "only on a CPU" in refusal(TABLE[name], make_config(mixed_precision="bf16"), "cuda")
+    assert "only in merged rollouts" in refusal(TABLE["library_gelu"], make_config(mixed_precision="bf16"), "cpu")
     assert "CUDA" in refusal(TABLE["fp8"], config, "cpu")
     assert "train.algorithm=awm, not nft" in refusal(TABLE["old_forward"], make_config(train__algorithm="nft"), "cpu")
     assert "has train.compile=True already" in refusal(TABLE["compile"], make_config(train__compile=True), "cpu")

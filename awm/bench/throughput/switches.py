@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import awm.models.rollout_copy as rollout_copy
 import awm.models.sd3 as sd3
 from awm.bench.throughput.patching import replaced
 from awm.building import objects
@@ -128,11 +129,11 @@ class LibraryAttention(Switch):
 
 
 class LibraryGelu(Switch):
-    """Diffusers' own activation after its linear layer, by torch's kernel."""
+    """Diffusers' own activation after its linear layer, by torch's kernel, in merged rollouts."""
 
     def around(self) -> AbstractContextManager[None]:
         """See ``Switch``."""
-        return replaced(sd3, "use_fused_gelu", lambda transformer: None)
+        return replaced(rollout_copy, "use_fused_gelu", lambda transformer: None)
 
 
 class FreedMemory(Switch):

@@ -66,6 +66,11 @@ def _no_kernels_of_its_own(config: Any, device: str) -> str:
     return "" if config.mixed_precision != "no" else "in float32 the default is the library's"
 
 
+def _no_fused_gelu(config: Any, device: str) -> str:
+    known = _no_kernels_of_its_own(config, device)
+    return known or ("" if config.sample.merge_lora else "only in merged rollouts has the default a GELU of its own")
+
+
 def _not_on_a_cpu(config: Any, device: str) -> str:
     return "" if device == "cpu" else "tensors on a GPU have torch's own allocator"
 
@@ -98,9 +103,9 @@ WITHOUT: dict[str, Variant] = {
         exact=False,
     ),
     "library_gelu": Variant(
-        "a linear layer and torch's GELU in half precision on a CPU, not both in one product, without gradient",
+        "a linear layer and then torch's GELU in merged rollouts in bfloat16 on a CPU, not one product",
         (LibraryGelu,),
-        refusal=_no_kernels_of_its_own,
+        refusal=_no_fused_gelu,
         exact=False,
     ),
     "memory_returned": Variant(
