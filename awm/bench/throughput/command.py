@@ -5,7 +5,7 @@ are drawn on the device, nothing downloaded. Its rewards are a stub. Variants go
 take one of its options; they take turns, an epoch at a time, so that their ratios hold on a busy machine, too.
 
   awm-bench throughput                                             tiny model, every variant; minutes on two cores
-  awm-bench throughput --model sd35m_random --device cuda          everything on a GPU, in some nine minutes
+  awm-bench throughput --model sd35m_random --device cuda          everything on a GPU; 7.5 minutes and a round
   awm-bench throughput --variants as_commonly_written --profile    two variants, and traces of both
   awm-bench throughput --sweep resolution                          cost as work grows; also images_per_prompt,
                                                                    prompts, world_size
