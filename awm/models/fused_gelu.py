@@ -1,4 +1,4 @@
-"""SD3's first linear layer of a feed-forward and its tanh-GELU as one product, for merged rollouts in bfloat16 on CPUs.
+"""SD3's first linear layer of a feed-forward and its tanh-GELU as one product, in bfloat16 on CPUs.
 
 GELU(x W' + b), GELU(y) = y / 2 (1 + tanh(sqrt(2 / pi) (y + 0.044715 y^3))), https://arxiv.org/abs/1606.08415, sec. 2.
 Torch's own kernel of the tanh takes longer than the product before it; oneDNN's computes it on the product's sums.
@@ -7,11 +7,12 @@ Torch's own kernel of the tanh takes longer than the product before it; oneDNN's
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.activations import GELU
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 
 def use_fused_gelu(transformer: Any) -> None:
@@ -32,14 +33,30 @@ def is_available() -> bool:
 def fused_gelu(module: GELU, x: Tensor) -> Tensor:
     """``GELU.forward`` of diffusers, [..., inputs] -> [..., outputs], rounded once instead of twice.
 
-    With gradient, with an adapter, or in another dtype, it is the library's own. Not for networks whose numbers are
-    compared with those of a training forward, which would differ by the rounding: likelihood ratios and KL terms.
+    The same numbers with gradient and without, as likelihood ratios and KL terms need. With an adapter, trained weights
+    or another dtype, it is the library's own.
     """
-    linear: Any = module.proj
-    fits = type(linear) is nn.Linear and x.dtype == linear.weight.dtype == torch.bfloat16
+    layer: Any = module.proj
+    fits = type(layer) is nn.Linear and x.dtype == layer.weight.dtype == torch.bfloat16
     y: Tensor
-    if not fits or torch.is_grad_enabled() or torch.compiler.is_compiling():
-        y = module.gelu(linear(x))
-        return y
-    y = torch.ops.mkldnn._linear_pointwise(x, linear.weight, linear.bias, "gelu", [], "tanh")
+    if not fits or layer.weight.requires_grad or torch.compiler.is_compiling():
+        y = module.gelu(layer(x))
+    else:
+        y = cast(Any, _LinearGelu).apply(x, layer.weight, layer.bias)
     return y
+
+
+class _LinearGelu(torch.autograd.Function):
+    """The backward pass computes the product again: the sums before the GELU were never in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight, bias)
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "gelu", [], "tanh")
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        x, weight, bias = ctx.saved_tensors
+        sums = linear(x, weight, bias)
+        return torch.ops.aten.gelu_backward(gradients[0], sums, approximate="tanh") @ weight, None, None

@@ -16,6 +16,8 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
+from awm.models.adapted_linear import use_adapted_linear
+
 LoraType = Literal["attn", "ffn", "all"]
 Transformer = Any
 """A diffusers ``SD3Transformer2DModel``; its adapter methods have no type hints."""
@@ -61,6 +63,8 @@ def add_lora(transformer: Transformer, *, lora_type: LoraType, rank: int, alpha:
         # The adapters are float32 while a half-precision model hands them half-precision activations. PEFT would
         # copy those to float32 first, only for autocast to copy them back.
         layer.cast_input_dtype_enabled = layer.get_base_layer().weight.dtype == torch.float32
+    if transformer.device.type == "cpu":
+        use_adapted_linear(transformer)
 
 
 def count_lora(transformer: Transformer) -> int:

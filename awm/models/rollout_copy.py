@@ -18,7 +18,6 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from awm.models.float8 import Float8Linear
-from awm.models.fused_gelu import use_fused_gelu
 from awm.models.lora import TARGETS
 
 
@@ -52,8 +51,6 @@ class RolloutCopy:
         if fp8:
             for name, linear in _block_linears(network):
                 network.set_submodule(name, Float8Linear(linear))
-        if next(network.parameters()).device.type == "cpu":
-            use_fused_gelu(network)
         self.transformer = network
         self.refresh()
 

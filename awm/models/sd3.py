@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from awm.models.checkpoint_folder import T5_PARTS, resolve_sd3
 from awm.models.compiled import BlockCompiler
+from awm.models.fused_gelu import use_fused_gelu
 from awm.models.latents import latent_shape
+from awm.models.rms_norm import use_rms_norm_in_pieces
 from awm.models.short_attention import use_short_attention
 from awm.models.weights import Weights, load_any_lora, load_transformer
 from awm.types import Condition
@@ -63,6 +65,8 @@ class SD3:
             pipeline.transformer.enable_gradient_checkpointing()
         if self.device.type == "cpu" and dtype != torch.float32:
             use_short_attention(pipeline.transformer)
+            use_rms_norm_in_pieces(pipeline.transformer)
+            use_fused_gelu(pipeline.transformer)
         self.transformer = pipeline.transformer
         self._compiler = BlockCompiler()
         self._max_sequence_length = max_sequence_length or _t5_tokens(pipeline)

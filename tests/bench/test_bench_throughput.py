@@ -136,6 +136,17 @@ def test_mistakes_are_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("there", ["a file", "a folder"])
+def test_a_result_that_could_not_be_written_is_not_measured(
+    there: str, here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    taken = tmp_path / "taken"
+    taken.mkdir() if there == "a folder" else taken.touch()
+    assert run(taken if there == "a folder" else taken / "x.json") == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: --out ") and "cannot be written (" in err and err.count("\n") == 1
+
+
 def test_a_device_that_is_not_there_is_refused(
     here: None, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):

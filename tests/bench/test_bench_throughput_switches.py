@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.activations import GELU
+from diffusers.models.normalization import RMSNorm
 from ml_collections import ConfigDict
+from peft.tuners.lora import LoraLayer
 
 from awm.bench.throughput.case import Case
 from awm.bench.throughput.patching import replaced
@@ -162,13 +164,16 @@ def test_attention_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
     assert kinds == [{True}, {False}]
 
 
-def test_gelu_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
-    fused = []
-    for case in both("library_gelu", mixed_precision="bf16", sample__merge_lora=True):
-        modules = case.trainer.policy.rollout_copy.transformer.modules()
-        fused.append({"forward" in vars(module) for module in modules if isinstance(module, GELU)})
+@pytest.mark.parametrize(
+    ("name", "kind"), [("library_norm", RMSNorm), ("library_gelu", GELU), ("library_adapters", LoraLayer)]
+)
+def test_layers_are_the_library_s(name: str, kind: type, both: Callable[..., tuple[Case, Case]]):
+    replaced_forwards = []
+    for case in both(name, mixed_precision="bf16"):
+        layers = [part for part in case.trainer.policy.model.transformer.modules() if isinstance(part, kind)]
+        replaced_forwards.append({"forward" in vars(layer) for layer in layers})
         case.epoch()
-    assert fused == [{True}, {False}]
+    assert replaced_forwards == [{True}, {False}]
 
 
 def test_nothing_is_scored_before_the_last_image_is_there(
@@ -207,7 +212,7 @@ def test_all_savings_are_switched_off_at_once(both: Callable[..., tuple[Case, Ca
     plain, common = both(COMMON, **options)
     assert {type(switch).__name__ for switch in common._switches} == {
         *("TextPerImage", "Float32Base", "ForwardPerTime", "OldForward", "Float32Autoencoder"),
-        *("LibraryAttention", "LibraryGelu", "FreedMemory", "RewardsAtTheEnd"),
+        *("LibraryAttention", "LibraryNorm", "LibraryGelu", "LibraryAdapters", "FreedMemory", "RewardsAtTheEnd"),
     }
     # A forward with gradient and one without for each time of each micro-batch.
     rows = velocities(common)
@@ -231,10 +236,16 @@ def test_what_was_replaced_is_put_back_after_an_error(make_case: Callable[..., C
 def test_refusals_say_why(make_config: Make, tmp_path: Path):
     config = make_config(mixed_precision="no")
     assert "float32 already" in refusal(TABLE["float32_base"], config, "cpu")
-    for name in ("library_attention", "library_gelu"):
+    half = make_config(mixed_precision="bf16")
+    for name in ("library_attention", "library_norm", "library_gelu", "library_adapters"):
         assert "in float32 the default is the library's" in refusal(TABLE[name], config, "cpu")
-        assert "only on a CPU" in refusal(TABLE[name], make_config(mixed_precision="bf16"), "cuda")
-    assert "only in merged rollouts" in refusal(TABLE["library_gelu"], make_config(mixed_precision="bf16"), "cpu")
+        assert "only on a CPU" in refusal(TABLE[name], half, "cuda")
+        assert refusal(TABLE[name], half, "cpu") == ""
+        whole = make_config(mixed_precision="bf16", use_lora=False)
+        assert ("full fine-tuning" in refusal(TABLE[name], whole, "cpu")) == (name != "library_attention")
+    adapted = {"mixed_precision": "bf16", "lora_type": "ffn"}
+    assert "only merged rollouts" in refusal(TABLE["library_gelu"], make_config(**adapted), "cpu")
+    assert refusal(TABLE["library_gelu"], make_config(**adapted, sample__merge_lora=True), "cpu") == ""
     assert "CUDA" in refusal(TABLE["fp8"], config, "cpu")
     assert "train.algorithm=awm, not nft" in refusal(TABLE["old_forward"], make_config(train__algorithm="nft"), "cpu")
     assert "has train.compile=True already" in refusal(TABLE["compile"], make_config(train__compile=True), "cpu")

@@ -12,11 +12,11 @@ take one of its options; they take turns, an epoch at a time, so that their rati
   torchrun --nproc_per_node 8 -m awm.bench throughput --model sd35m_random --device cuda       on eight GPUs
 
 Run it in the repository. Variants: default, the recipe as it is; without a saving: text_per_image, float32_base,
-forward_per_time, old_forward, float32_vae, library_attention, library_gelu, memory_returned, unmerged_lora,
-rewards_at_end; without all of them: as_commonly_written; with an option: merge_lora, skip_zero_advantage, kl_timesteps,
-options (these three), compile, merge_lora_compile, fp8. What cannot be measured here is left out, and the file says
-why, as what the recipe has already (the tiny one merge_lora, that of sd35m_random not); on a CPU the compiled ones are,
-too, unless they are named, for compiling takes minutes.
+forward_per_time, old_forward, float32_vae, library_attention, library_norm, library_gelu, library_adapters,
+memory_returned, unmerged_lora, rewards_at_end; without all of them: as_commonly_written; with an option: merge_lora,
+skip_zero_advantage, kl_timesteps, options (these three), compile, merge_lora_compile, fp8. What cannot be measured here
+is left out, and the file says why, as what the recipe has already (the tiny one merge_lora, that of sd35m_random not);
+on a CPU the compiled ones are, too, unless they are named, for compiling takes minutes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from awm.bench.throughput.models import MODELS, RECIPES, configuration, prepared
-from awm.bench.throughput.options import parse_options
+from awm.bench.throughput.options import check_writable, parse_options
 from awm.freed_memory import keep_freed_memory
 from awm.quiet import quiet_libraries
 
@@ -52,6 +52,7 @@ def main(argv: Sequence[str], program: str) -> int:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with prepared(MODELS[options.model], options.text_encoders) as folder:
         configuration(MODELS[options.model], options.words, folder)  # typing mistakes are answered at once
+        check_writable(options.out)
         quiet_libraries()
         return _run(options, folder, shlex.join([*program.split(), *argv]), begun)
 

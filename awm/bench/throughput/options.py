@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +43,21 @@ def parse_options(argv: Sequence[str], program: str, description: str | None) ->
         f"{options.model}_{options.device}" + (f"_{options.sweep}" if options.sweep else "") + ".json"
     )
     return options
+
+
+def check_writable(file: Path) -> None:
+    """Make the folder of ``file``, which is written only after minutes.
+
+    Raises:
+        ValueError: it cannot be written there.
+    """
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        fault = "it is a folder" if file.is_dir() else "" if os.access(file.parent, os.W_OK) else "no permission"
+    except OSError as error:
+        fault = f"{error.strerror}: {error.filename}"
+    if fault:
+        raise ValueError(f"--out {file} cannot be written ({fault}); give a file in a folder of yours.")
 
 
 def _parser(program: str, description: str | None) -> argparse.ArgumentParser:

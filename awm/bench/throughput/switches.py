@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import awm.models.rollout_copy as rollout_copy
+import awm.models.lora as lora
 import awm.models.sd3 as sd3
 from awm.bench.throughput.patching import replaced
 from awm.building import objects
@@ -128,12 +128,28 @@ class LibraryAttention(Switch):
         return replaced(sd3, "use_short_attention", lambda transformer: None)
 
 
-class LibraryGelu(Switch):
-    """Diffusers' own activation after its linear layer, by torch's kernel, in merged rollouts."""
+class LibraryNorm(Switch):
+    """Diffusers' own normalisation of queries and keys."""
 
     def around(self) -> AbstractContextManager[None]:
         """See ``Switch``."""
-        return replaced(rollout_copy, "use_fused_gelu", lambda transformer: None)
+        return replaced(sd3, "use_rms_norm_in_pieces", lambda transformer: None)
+
+
+class LibraryGelu(Switch):
+    """Diffusers' own activation after its linear layer, by torch's kernel."""
+
+    def around(self) -> AbstractContextManager[None]:
+        """See ``Switch``."""
+        return replaced(sd3, "use_fused_gelu", lambda transformer: None)
+
+
+class LibraryAdapters(Switch):
+    """PEFT's own layers with an adapter."""
+
+    def around(self) -> AbstractContextManager[None]:
+        """See ``Switch``."""
+        return replaced(lora, "use_adapted_linear", lambda transformer: None)
 
 
 class FreedMemory(Switch):

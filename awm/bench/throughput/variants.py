@@ -11,8 +11,10 @@ from awm.bench.throughput.switches import (
     Float32Base,
     ForwardPerTime,
     FreedMemory,
+    LibraryAdapters,
     LibraryAttention,
     LibraryGelu,
+    LibraryNorm,
     MakeSwitch,
     OldForward,
     RewardsAtTheEnd,
@@ -62,13 +64,22 @@ def _not_awm(config: Any, device: str) -> str:
 
 def _no_kernels_of_its_own(config: Any, device: str) -> str:
     if device != "cpu":
-        return "only on a CPU are attention and GELU awm's own; a GPU takes the library's by default"
+        return "only on a CPU are these awm's own; a GPU takes the library's by default"
     return "" if config.mixed_precision != "no" else "in float32 the default is the library's"
 
 
-def _no_fused_gelu(config: Any, device: str) -> str:
+def _nothing_frozen(config: Any, device: str) -> str:
     known = _no_kernels_of_its_own(config, device)
-    return known or ("" if config.sample.merge_lora else "only in merged rollouts has the default a GELU of its own")
+    return known or (
+        "" if config.use_lora else "full fine-tuning, which keeps its weights in float32, takes the library's"
+    )
+
+
+def _no_fused_gelu(config: Any, device: str) -> str:
+    known = _nothing_frozen(config, device)
+    if known or config.lora_type == "attn" or config.sample.merge_lora:
+        return known
+    return f"with lora_type={config.lora_type} only merged rollouts have a GELU of awm's own"
 
 
 def _not_on_a_cpu(config: Any, device: str) -> str:
@@ -102,10 +113,22 @@ WITHOUT: dict[str, Variant] = {
         refusal=_no_kernels_of_its_own,
         exact=False,
     ),
+    "library_norm": Variant(
+        "diffusers' RMSNorm of queries and keys in half precision on a CPU, not in pieces of a cache's size",
+        (LibraryNorm,),
+        refusal=_nothing_frozen,
+        exact=False,
+    ),
     "library_gelu": Variant(
-        "a linear layer and then torch's GELU in merged rollouts in bfloat16 on a CPU, not one product",
+        "a linear layer and then torch's GELU in bfloat16 on a CPU, not one product",
         (LibraryGelu,),
         refusal=_no_fused_gelu,
+        exact=False,
+    ),
+    "library_adapters": Variant(
+        "PEFT's layers with an adapter in half precision on a CPU, not two products that add up by themselves",
+        (LibraryAdapters,),
+        refusal=_nothing_frozen,
         exact=False,
     ),
     "memory_returned": Variant(
