@@ -37,7 +37,7 @@ RULES: dict[str, set[str]] = {
         *("awm.planning.costs", "awm.validation"),
         # awm-bench throughput runs the trainer itself, and switches its savings off.
         *("awm.building", "awm.types", "awm.interfaces", "awm.data.grouping", "awm.models.sd3", "awm.training"),
-        *("awm.objectives.noising", "awm.rewards.mixture", "awm.freed_memory", "awm.models.rollout_copy"),
+        *("awm.objectives.noising", "awm.rewards.mixture", "awm.freed_memory", "awm.models.fused_gelu"),
     },
     "awm/models": {"awm.types", "awm.interfaces", "awm.models"},
     "awm/rewards": {"awm.types", "awm.interfaces", "awm.registry", "awm.rewards", "awm.images", "reward_server"},

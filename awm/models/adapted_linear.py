@@ -7,38 +7,41 @@ the second product adds to what the layer gave, and scales as it does.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor
 from torch.nn.functional import linear
 
 
 def use_adapted_linear(transformer: Any) -> None:
-    """Let every adapted linear layer of ``transformer`` compute by ``adapted_linear``, where it can."""
+    """Make every adapted linear layer of ``transformer`` an ``AdaptedLinear``."""
     for layer in transformer.modules():
-        if isinstance(layer, LoraLayer) and isinstance(layer.get_base_layer(), nn.Linear):
-            layer.forward = partial(adapted_linear, layer)
+        if type(layer) is LoraLinear:
+            layer.__class__ = AdaptedLinear
 
 
-def adapted_linear(layer: Any, x: Tensor) -> Tensor:
-    """``forward`` of a PEFT layer with one adapter as ``add_lora`` makes it, [..., inputs] -> [..., outputs].
+class AdaptedLinear(LoraLinear):  # type: ignore[misc]  # the library has no types
+    """PEFT's layer with one adapter as ``add_lora`` makes it: no dropout, no bias of its own.
 
-    Gradients are those of x, A and B. The same numbers with gradient and without. With the adapter switched off,
-    trained weights, or other dtypes than one of half precision for x and W, it is PEFT's own.
+    The same numbers with gradient and without. With the adapter merged or switched off, with several, with trained
+    weights, other dtypes than one of half precision for x and W, or compiled, it is PEFT's own.
     """
-    base = layer.get_base_layer()
-    fits = x.dtype == base.weight.dtype and x.dtype.itemsize == 2
-    y: Tensor
-    if not fits or layer.disable_adapters or base.weight.requires_grad or torch.compiler.is_compiling():
-        y = type(layer).forward(layer, x)
-    else:
-        (name,) = layer.active_adapters
-        down, up, scale = layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
-        y = cast(Any, _AdaptedLinear).apply(x, base.weight, base.bias, down, up, scale)
-    return y
+
+    def forward(self, x: Tensor, *args: Any, **named: Any) -> Tensor:
+        """[..., inputs] -> [..., outputs]; gradients are those of x, A and B."""
+        weight = self.get_base_layer().weight
+        fits = weight.dtype == x.dtype and x.dtype.itemsize == 2 and not weight.requires_grad and not args and not named
+        alone = len(self.active_adapters) == 1 and not self.disable_adapters and not self.merged
+        y: Tensor
+        if not (fits and alone) or torch.compiler.is_compiling():
+            y = super().forward(x, *args, **named)
+        else:
+            (name,) = self.active_adapters
+            down, up, bias = self.lora_A[name].weight, self.lora_B[name].weight, self.get_base_layer().bias
+            y = cast(Any, _AdaptedLinear).apply(x, weight, bias, down, up, self.scaling[name])
+        return y
 
 
 class _AdaptedLinear(torch.autograd.Function):

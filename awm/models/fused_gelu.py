@@ -6,7 +6,6 @@ Torch's own kernel of the tanh takes longer than the product before it; oneDNN's
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any, cast
 
 import torch
@@ -16,12 +15,12 @@ from torch.nn.functional import linear
 
 
 def use_fused_gelu(transformer: Any) -> None:
-    """Let every tanh-GELU of ``transformer``, a diffusers ``SD3Transformer2DModel``, compute by ``fused_gelu``."""
+    """Make every tanh-GELU of ``transformer``, a diffusers ``SD3Transformer2DModel``, a ``FusedGelu``."""
     if not is_available():
         return
     for module in transformer.modules():
-        if isinstance(module, GELU) and module.approximate == "tanh":
-            module.forward = partial(fused_gelu, module)
+        if type(module) is GELU and module.approximate == "tanh":
+            module.__class__ = FusedGelu
 
 
 def is_available() -> bool:
@@ -30,20 +29,23 @@ def is_available() -> bool:
     return hasattr(operations, "_linear_pointwise") and bool(operations._is_mkldnn_bf16_supported())
 
 
-def fused_gelu(module: GELU, x: Tensor) -> Tensor:
-    """``GELU.forward`` of diffusers, [..., inputs] -> [..., outputs], rounded once instead of twice.
+class FusedGelu(GELU):  # type: ignore[misc]  # the library has no types
+    """The layer of diffusers, rounded once instead of twice.
 
-    The same numbers with gradient and without, as likelihood ratios and KL terms need. With an adapter, trained weights
-    or another dtype, it is the library's own.
+    The same numbers with gradient and without, as likelihood ratios and KL terms need. With an adapter, trained
+    weights, another dtype, or compiled, it is the library's own.
     """
-    layer: Any = module.proj
-    fits = type(layer) is nn.Linear and x.dtype == layer.weight.dtype == torch.bfloat16
-    y: Tensor
-    if not fits or layer.weight.requires_grad or torch.compiler.is_compiling():
-        y = module.gelu(layer(x))
-    else:
-        y = cast(Any, _LinearGelu).apply(x, layer.weight, layer.bias)
-    return y
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """[..., inputs] -> [..., outputs]."""
+        layer: Any = self.proj
+        fits = type(layer) is nn.Linear and hidden_states.dtype == layer.weight.dtype == torch.bfloat16
+        y: Tensor
+        if not fits or layer.weight.requires_grad or torch.compiler.is_compiling():
+            y = super().forward(hidden_states)
+        else:
+            y = cast(Any, _LinearGelu).apply(hidden_states, layer.weight, layer.bias)
+        return y
 
 
 class _LinearGelu(torch.autograd.Function):

@@ -12,17 +12,22 @@ import torch
 from diffusers.models.activations import GELU
 from diffusers.models.normalization import RMSNorm
 from ml_collections import ConfigDict
-from peft.tuners.lora import LoraLayer
+from peft.tuners.lora import Linear as LoraLinear
 
 from awm.bench.throughput.case import Case
 from awm.bench.throughput.patching import replaced
 from awm.bench.throughput.stub import StubReward
 from awm.bench.throughput.switches import MakeSwitch
 from awm.bench.throughput.variants import APART, COMMON, DEFAULT, TABLE, WITHOUT, check_names, refusal, resolve
+from awm.models import fused_gelu
+from awm.models.adapted_linear import AdaptedLinear
+from awm.models.fused_gelu import FusedGelu
+from awm.models.rms_norm import RmsNormInPieces
 from awm.models.short_attention import ShortAttention
 
 Make = Callable[..., ConfigDict]
 IMAGES, PROMPTS, TIMES, MICRO = 12, 3, 2, 3
+needs_fused_gelu = pytest.mark.skipif(not fused_gelu.is_available(), reason="needs a processor with bfloat16 products")
 EXACT = [name for name, variant in WITHOUT.items() if variant.exact] + [COMMON]
 
 
@@ -165,15 +170,20 @@ def test_attention_is_the_library_s(both: Callable[..., tuple[Case, Case]]):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("library_norm", RMSNorm), ("library_gelu", GELU), ("library_adapters", LoraLayer)]
+    ("name", "library_s", "ours"),
+    [
+        ("library_norm", RMSNorm, RmsNormInPieces),
+        pytest.param("library_gelu", GELU, FusedGelu, marks=needs_fused_gelu),
+        ("library_adapters", LoraLinear, AdaptedLinear),
+    ],
 )
-def test_layers_are_the_library_s(name: str, kind: type, both: Callable[..., tuple[Case, Case]]):
-    replaced_forwards = []
+def test_layers_are_the_library_s(name: str, library_s: type, ours: type, both: Callable[..., tuple[Case, Case]]):
+    kinds = []
     for case in both(name, mixed_precision="bf16"):
-        layers = [part for part in case.trainer.policy.model.transformer.modules() if isinstance(part, kind)]
-        replaced_forwards.append({"forward" in vars(layer) for layer in layers})
+        layers = [part for part in case.trainer.policy.model.transformer.modules() if isinstance(part, library_s)]
+        kinds.append({type(layer) for layer in layers})
         case.epoch()
-    assert replaced_forwards == [{True}, {False}]
+    assert kinds == [{ours}, {library_s}]
 
 
 def test_nothing_is_scored_before_the_last_image_is_there(
@@ -236,16 +246,9 @@ def test_what_was_replaced_is_put_back_after_an_error(make_case: Callable[..., C
 def test_refusals_say_why(make_config: Make, tmp_path: Path):
     config = make_config(mixed_precision="no")
     assert "float32 already" in refusal(TABLE["float32_base"], config, "cpu")
-    half = make_config(mixed_precision="bf16")
     for name in ("library_attention", "library_norm", "library_gelu", "library_adapters"):
         assert "in float32 the default is the library's" in refusal(TABLE[name], config, "cpu")
-        assert "only on a CPU" in refusal(TABLE[name], half, "cuda")
-        assert refusal(TABLE[name], half, "cpu") == ""
-        whole = make_config(mixed_precision="bf16", use_lora=False)
-        assert ("full fine-tuning" in refusal(TABLE[name], whole, "cpu")) == (name != "library_attention")
-    adapted = {"mixed_precision": "bf16", "lora_type": "ffn"}
-    assert "only merged rollouts" in refusal(TABLE["library_gelu"], make_config(**adapted), "cpu")
-    assert refusal(TABLE["library_gelu"], make_config(**adapted, sample__merge_lora=True), "cpu") == ""
+        assert "only on a CPU" in refusal(TABLE[name], make_config(mixed_precision="bf16"), "cuda")
     assert "CUDA" in refusal(TABLE["fp8"], config, "cpu")
     assert "train.algorithm=awm, not nft" in refusal(TABLE["old_forward"], make_config(train__algorithm="nft"), "cpu")
     assert "has train.compile=True already" in refusal(TABLE["compile"], make_config(train__compile=True), "cpu")
@@ -255,6 +258,21 @@ def test_refusals_say_why(make_config: Make, tmp_path: Path):
     assert "no train.no_such_key" in refusal(unknown, config, "cpu")
     for name in ("text_per_image", "forward_per_time", "rewards_at_end", "float32_vae", "merge_lora"):
         assert refusal(TABLE[name], config, "cpu") == ""
+
+
+@needs_fused_gelu
+def test_layers_that_the_default_has_not_are_not_measured(make_config: Make):
+    def why(name: str, **changes: Any) -> str:
+        return refusal(TABLE[name], make_config(**{"mixed_precision": "bf16"} | changes), "cpu")
+
+    for name in ("library_norm", "library_gelu", "library_adapters"):
+        assert why(name) == ""
+        assert "full fine-tuning" in why(name, use_lora=False)
+        assert "compiled blocks take the library's" in why(name, train__compile=True)
+        assert ("only in bfloat16" in why(name, mixed_precision="fp16")) == (name == "library_gelu")
+    assert why("library_attention", use_lora=False) == why("library_attention", train__compile=True) == ""
+    assert "only merged rollouts" in why("library_gelu", lora_type="ffn")
+    assert why("library_gelu", lora_type="ffn", sample__merge_lora=True) == ""
 
 
 def test_adapters_stay_apart_where_the_default_merges_them(make_config: Make):

@@ -112,12 +112,20 @@ def test_other_dtypes_are_peft_s(bias: bool):
 
 
 def test_trained_weights_have_peft_s_gradient():
-    ours = adapted(bias=True)
-    ours.get_base_layer().requires_grad_()
+    peft, ours = adapted(bias=True), adapted(bias=True)
     use_adapted_linear(ours)
-    with torch.autocast("cpu", torch.bfloat16):
-        ours(inputs()).float().sum().backward()
-    assert ours.get_base_layer().weight.grad.abs().sum() > 0
+    for layer in (peft, ours):
+        layer.get_base_layer().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            layer(inputs()).float().square().sum().backward()
+    assert torch.equal(ours.get_base_layer().weight.grad, peft.get_base_layer().weight.grad)
+
+
+def test_merged_into_the_weights_it_is_not_added_twice(layers: Layers):
+    _, peft, ours = layers
+    for layer in (peft, ours):
+        layer.merge()
+    assert same(ours, peft, inputs()) and same(ours, peft.get_base_layer(), inputs())
 
 
 @pytest.mark.parametrize("lora_type", ["attn", "ffn", "all"])

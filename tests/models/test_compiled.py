@@ -89,6 +89,20 @@ def test_all_forwards_and_gradients_are_those_of_the_plain_network(
     assert policy.model._compiler.is_active
 
 
+def test_in_half_precision_on_cpus_blocks_are_compiled_with_the_libraries_layers(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, counter = make(checkpoint, torch.bfloat16), CompileCounterWithBackend("aot_eager")
+    compile_all(policy, counter)
+    compiled = forwards_and_gradients(policy)
+    assert counter.frame_count == 2 * 4 and policy.model._compiler.is_active
+    plain = make(checkpoint, torch.bfloat16)
+    assert not torch.equal(forwards_and_gradients(plain)[0], compiled[0])  # awm's own round otherwise
+    for place in ("sd3.use_rms_norm_in_pieces", "sd3.use_fused_gelu", "lora.use_adapted_linear"):
+        monkeypatch.setattr(f"awm.models.{place}", lambda transformer: None)
+    assert_equal(compiled, forwards_and_gradients(make(checkpoint, torch.bfloat16)), 1e-5)
+
+
 def test_another_batch_size_is_compiled_once_and_never_without_end(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

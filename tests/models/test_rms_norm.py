@@ -34,10 +34,11 @@ def output_and_gradient(layer: RMSNorm, x: Tensor, towards: Tensor) -> tuple[Ten
     return y.detach(), torch.autograd.grad(y, x, towards.to(y.dtype))[0]
 
 
-# Seven rows in one piece, in pieces of three, three and one, and a piece for every row.
+# Seven images in one piece, in pieces of three, three and one, and a piece for every image.
 @pytest.mark.parametrize("piece", [module.PIECE, 3 * HEADS * 5 * WIDTH, 1])
 def test_is_nearer_to_the_exact_one_than_the_library_is(piece: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "PIECE", piece)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     library, ours, x = norm(torch.bfloat16), norm(torch.bfloat16), heads(7)
     exact = copy.deepcopy(library).double()
     use_rms_norm_in_pieces(ours)
@@ -85,10 +86,22 @@ def test_other_dtypes_are_the_library_s(weight: torch.dtype, inputs: torch.dtype
 
 
 def test_trained_weights_have_the_library_s_gradient():
-    ours = norm(torch.bfloat16).requires_grad_()
+    library, ours = norm(torch.bfloat16).requires_grad_(), norm(torch.bfloat16).requires_grad_()
     use_rms_norm_in_pieces(ours)
-    ours(heads(2)).float().sum().backward()
-    assert ours.weight.grad.abs().sum() > 0
+    for layer in (library, ours):
+        layer(heads(2)).float().square().sum().backward()
+    assert torch.equal(ours.weight.grad, library.weight.grad)
+
+
+def test_the_number_of_threads_makes_no_difference(monkeypatch: pytest.MonkeyPatch):
+    ours = norm(torch.bfloat16)
+    use_rms_norm_in_pieces(ours)
+    monkeypatch.setattr(module, "PIECE", HEADS * 5 * WIDTH)
+    found = []
+    for threads in (1, 3):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        found.append(ours(heads(7)))
+    assert torch.equal(*found)
 
 
 def test_without_weights_or_with_a_shift_it_is_the_library_s():

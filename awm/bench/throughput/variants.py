@@ -21,6 +21,7 @@ from awm.bench.throughput.switches import (
     TextPerImage,
 )
 from awm.configuration import config_to_dict, default_config, flatten
+from awm.models.fused_gelu import is_available as has_fused_gelu
 from awm.registry import nearest
 
 DEFAULT, COMMON = "default", "as_commonly_written"
@@ -68,17 +69,21 @@ def _no_kernels_of_its_own(config: Any, device: str) -> str:
     return "" if config.mixed_precision != "no" else "in float32 the default is the library's"
 
 
-def _nothing_frozen(config: Any, device: str) -> str:
-    known = _no_kernels_of_its_own(config, device)
-    return known or (
-        "" if config.use_lora else "full fine-tuning, which keeps its weights in float32, takes the library's"
-    )
+def _no_layers_of_its_own(config: Any, device: str) -> str:
+    if why := _no_kernels_of_its_own(config, device):
+        return why
+    if not config.use_lora:
+        return "full fine-tuning, which keeps its weights in float32, takes the library's"
+    return "compiled blocks take the library's" if config.train.compile else ""
 
 
 def _no_fused_gelu(config: Any, device: str) -> str:
-    known = _nothing_frozen(config, device)
-    if known or config.lora_type == "attn" or config.sample.merge_lora:
-        return known
+    if why := _no_layers_of_its_own(config, device):
+        return why
+    if config.mixed_precision != "bf16" or not has_fused_gelu():
+        return "only in bfloat16, and on processors that multiply it, has the default a GELU of awm's own"
+    if config.lora_type == "attn" or config.sample.merge_lora:
+        return ""
     return f"with lora_type={config.lora_type} only merged rollouts have a GELU of awm's own"
 
 
@@ -116,7 +121,7 @@ WITHOUT: dict[str, Variant] = {
     "library_norm": Variant(
         "diffusers' RMSNorm of queries and keys in half precision on a CPU, not in pieces of a cache's size",
         (LibraryNorm,),
-        refusal=_nothing_frozen,
+        refusal=_no_layers_of_its_own,
         exact=False,
     ),
     "library_gelu": Variant(
@@ -128,7 +133,7 @@ WITHOUT: dict[str, Variant] = {
     "library_adapters": Variant(
         "PEFT's layers with an adapter in half precision on a CPU, not two products that add up by themselves",
         (LibraryAdapters,),
-        refusal=_nothing_frozen,
+        refusal=_no_layers_of_its_own,
         exact=False,
     ),
     "memory_returned": Variant(
