@@ -222,7 +222,8 @@ def test_all_savings_are_switched_off_at_once(both: Callable[..., tuple[Case, Ca
     plain, common = both(COMMON, **options)
     assert {type(switch).__name__ for switch in common._switches} == {
         *("TextPerImage", "Float32Base", "ForwardPerTime", "OldForward", "Float32Autoencoder"),
-        *("LibraryAttention", "LibraryNorm", "LibraryGelu", "LibraryAdapters", "FreedMemory", "RewardsAtTheEnd"),
+        *("LibraryAttention", "LibraryNorm", "LibraryAdapters", "FreedMemory", "RewardsAtTheEnd"),
+        *(["LibraryGelu"] if fused_gelu.is_available() else []),
     }
     # A forward with gradient and one without for each time of each micro-batch.
     rows = velocities(common)
