@@ -120,36 +120,39 @@ class Float32Autoencoder(Switch):
         pipeline.vae = autoencoder
 
 
-class LibraryAttention(Switch):
+class LibraryLayer(Switch):
+    """A library's own layer: what would put awm's in its place does nothing. The subclasses say which."""
+
+    module: Any
+    name: str
+
+    def around(self) -> AbstractContextManager[None]:
+        """See ``Switch``."""
+        return replaced(self.module, self.name, lambda transformer: None)
+
+
+class LibraryAttention(LibraryLayer):
     """Diffusers' own attention, by torch's fused kernel."""
 
-    def around(self) -> AbstractContextManager[None]:
-        """See ``Switch``."""
-        return replaced(sd3, "use_short_attention", lambda transformer: None)
+    module, name = sd3, "use_short_attention"
 
 
-class LibraryNorm(Switch):
+class LibraryNorm(LibraryLayer):
     """Diffusers' own normalisation of queries and keys."""
 
-    def around(self) -> AbstractContextManager[None]:
-        """See ``Switch``."""
-        return replaced(sd3, "use_rms_norm_in_pieces", lambda transformer: None)
+    module, name = sd3, "use_rms_norm_in_pieces"
 
 
-class LibraryGelu(Switch):
+class LibraryGelu(LibraryLayer):
     """Diffusers' own activation after its linear layer, by torch's kernel."""
 
-    def around(self) -> AbstractContextManager[None]:
-        """See ``Switch``."""
-        return replaced(sd3, "use_fused_gelu", lambda transformer: None)
+    module, name = sd3, "use_fused_gelu"
 
 
-class LibraryAdapters(Switch):
+class LibraryAdapters(LibraryLayer):
     """PEFT's own layers with an adapter."""
 
-    def around(self) -> AbstractContextManager[None]:
-        """See ``Switch``."""
-        return replaced(lora, "use_adapted_linear", lambda transformer: None)
+    module, name = lora, "use_adapted_linear"
 
 
 class FreedMemory(Switch):
